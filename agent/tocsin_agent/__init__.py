@@ -1,0 +1,1 @@
+"""The edge: probes, spool, uplink. Never imports the collector, never NumPy."""

@@ -1,0 +1,1 @@
+"""The collector: one engine process that decides, one web process that shows."""
