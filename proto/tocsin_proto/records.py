@@ -32,7 +32,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Base of all wire records: a frozen struct, nothing else."""
 
 
-class Clock(Record):
+class Clock(Record, frozen=True):
     """Both clocks of an agent at one moment. `mono_ms` counts on during suspend; `boot` names its start."""
 
     wall_ms: int
@@ -40,7 +40,7 @@ class Clock(Record):
     boot: int
 
 
-class Series(Record):
+class Series(Record, frozen=True):
     """What one value means. `resource` "" is the agent's own host; `labels` are sorted by name."""
 
     resource: str
@@ -52,14 +52,14 @@ class Series(Record):
     states: tuple[tuple[int, str], ...] = ()
 
 
-class Layout(Record):
+class Layout(Record, frozen=True):
     """A group of series, named once. `id` is `codec.layout_id(series)`: declaring it again changes nothing."""
 
     id: int
     series: tuple[Series, ...]
 
 
-class Section(Record):
+class Section(Record, frozen=True):
     """One value each for all series of a layout, or for those named by `indices` (uint32, strictly increasing).
 
     values: float64 of the gauges and states; counters: uint64 of the counters, each in the layout's order.
@@ -74,7 +74,7 @@ class Section(Record):
     offsets_ms: bytes = b""
 
 
-class Event(Record):
+class Event(Record, frozen=True):
     resource: str
     source: str
     name: str
@@ -83,7 +83,7 @@ class Event(Record):
     text: str = ""
 
 
-class Gap(Record):
+class Gap(Record, frozen=True):
     """What the agent could not keep. Sequence numbers 0 and 0: it does not know which."""
 
     first_seq: int
@@ -94,14 +94,14 @@ class Gap(Record):
     frames: int = 0
 
 
-class Heartbeat(Record):
+class Heartbeat(Record, frozen=True):
     spool_bytes: int = 0
     dropped_frames: int = 0
     probe_errors: int = 0
     overruns: int = 0
 
 
-class Frame(Record):
+class Frame(Record, frozen=True):
     """All that one flush has to say. `follows`: the record before it that the spool still held."""
 
     seq: int
@@ -114,7 +114,7 @@ class Frame(Record):
     heartbeat: Heartbeat | None = None
 
 
-class Hello(Record):
+class Hello(Record, frozen=True):
     protocol_min: int
     protocol_max: int
     version: str
@@ -127,7 +127,7 @@ class Hello(Record):
     hostname: str = ""
 
 
-class Pulse(Record):
+class Pulse(Record, frozen=True):
     """Out of sequence and never spooled: the agent lives, whatever the backlog."""
 
     clock: Clock
@@ -135,18 +135,18 @@ class Pulse(Record):
     last_seq: int = 0
 
 
-class AssignmentReport(Record):
+class AssignmentReport(Record, frozen=True):
     etag: str
     refused: tuple[str, ...] = ()
 
 
-class ProbeAnswer(Record):
+class ProbeAnswer(Record, frozen=True):
     request: int
     reachable: bool
     detail: str = ""
 
 
-class Welcome(Record):
+class Welcome(Record, frozen=True):
     protocol: int
     resume_from: int
     credit_bytes: int
@@ -156,21 +156,21 @@ class Welcome(Record):
     agent: str
 
 
-class Ack(Record):
+class Ack(Record, frozen=True):
     seq: int
 
 
-class Nack(Record):
+class Nack(Record, frozen=True):
     expected: int
 
 
-class Reject(Record):
+class Reject(Record, frozen=True):
     seq: int
     code: str
     detail: str = ""
 
 
-class AssignedDevice(Record):
+class AssignedDevice(Record, frozen=True):
     """`settings` is JSON in the words of the registry's stanza for `kind`."""
 
     id: str
@@ -179,24 +179,24 @@ class AssignedDevice(Record):
     settings: bytes
 
 
-class Assignment(Record):
+class Assignment(Record, frozen=True):
     etag: str
     devices: tuple[AssignedDevice, ...] = ()
 
 
-class Drain(Record):
+class Drain(Record, frozen=True):
     reconnect_after_ms: int
 
 
-class Revoked(Record):
+class Revoked(Record, frozen=True):
     reason: str
 
 
-class Credit(Record):
+class Credit(Record, frozen=True):
     bytes: int
 
 
-class ProbeRequest(Record):
+class ProbeRequest(Record, frozen=True):
     request: int
     resource: str
 

@@ -69,7 +69,7 @@ class Impact(StrEnum):
 # ---------------------------------------------------------------------------------------------------------- registry
 
 
-class SnmpAccess(Record):
+class SnmpAccess(Record, frozen=True):
     """How a device is asked by SNMP. The credential is a name; the secret lives with the agent."""
 
     version: str = "2c"
@@ -81,7 +81,7 @@ class SnmpAccess(Record):
     retries: int = 1
 
 
-class Site(Record):
+class Site(Record, frozen=True):
     id: str
     name: dict[str, str] = {}  # by language
     zone: str = "UTC"
@@ -89,7 +89,7 @@ class Site(Record):
     cell: int = 0
 
 
-class Device(Record):
+class Device(Record, frozen=True):
     """A host, switch, controller ... An agent is the device it runs on: `is_agent`, with the agent's name as id."""
 
     id: str
@@ -106,7 +106,7 @@ class Device(Record):
     is_agent: bool = False
 
 
-class Registry(Record):
+class Registry(Record, frozen=True):
     """What there is. `version` rises with every change; everything else refers to it by id."""
 
     version: int = 0
@@ -117,7 +117,7 @@ class Registry(Record):
 # ------------------------------------------------------------------------------------------------------------- rules
 
 
-class Level(Record):
+class Level(Record, frozen=True):
     """One rung of a rule. Which fields are set says which kind of detection it is.
 
     above/below (float): raised while value > above (or < below); ends at clear_below/clear_above (default: same level).
@@ -138,7 +138,7 @@ class Level(Record):
     keep_ms: int = 0
 
 
-class Rule(Record):
+class Rule(Record, frozen=True):
     """One sentence about one metric: for each series of `metric` that `where` matches, at most one open incident.
 
     where: label, tag, "site", "line", "kind" or "device" -> glob patterns, any of which may match; "!pattern" excludes.
@@ -159,7 +159,7 @@ class Rule(Record):
 # ------------------------------------------------------------------------------------------------------------- inputs
 
 
-class FrameIn(Record, tag="frame"):
+class FrameIn(Record, frozen=True, tag="frame"):
     """A frame of an agent. The pipeline admits each (spool_id, seq) once, in order, before it gets here."""
 
     agent: str
@@ -167,18 +167,18 @@ class FrameIn(Record, tag="frame"):
     frame: records.Frame
 
 
-class PulseIn(Record, tag="pulse"):
+class PulseIn(Record, frozen=True, tag="pulse"):
     """An agent lives: Hello or Pulse. Never changes series; anchors the agent's clock."""
 
     agent: str
     pulse: records.Pulse
 
 
-class Tick(Record, tag="tick"):
+class Tick(Record, frozen=True, tag="tick"):
     """One second of the collector's life. A hole between ticks is time in which the collector was stopped."""
 
 
-class Command(Record, tag="command"):
+class Command(Record, frozen=True, tag="command"):
     """What a person wants done with an incident: acknowledge, resolve, close, comment."""
 
     kind: str
@@ -187,7 +187,7 @@ class Command(Record, tag="command"):
     text: str = ""
 
 
-class Settings(Record):
+class Settings(Record, frozen=True):
     """Numbers of the engine that an operator may change."""
 
     silent_after_ms: int = 45_000  # an agent unheard for so long is silent; evidence older than that is no evidence
@@ -198,7 +198,7 @@ class Settings(Record):
     future_ms_max: int = 300_000  # further ahead, take the time of receipt and a flag
 
 
-class Config(Record, tag="config"):
+class Config(Record, frozen=True, tag="config"):
     """Registry, rules and settings as they are from here on."""
 
     registry: Registry
@@ -209,7 +209,7 @@ class Config(Record, tag="config"):
 Input = FrameIn | PulseIn | Tick | Command | Config
 
 
-class Entry(Record):
+class Entry(Record, frozen=True):
     """One line of the journal. `received_ms` is stamped once, by whoever appends it."""
 
     offset: int
@@ -220,7 +220,7 @@ class Entry(Record):
 # ------------------------------------------------------------------------------------------------------------ outputs
 
 
-class Step(Record):
+class Step(Record, frozen=True):
     """One link of a decision chain. `kind` names a sentence (translated for people), `facts` fill it."""
 
     at_ms: int
@@ -228,7 +228,7 @@ class Step(Record):
     facts: dict[str, str | int | float] = {}
 
 
-class Incident(Record):
+class Incident(Record, frozen=True):
     """One fault, from its first evidence to its end. Never mutated: each change is a new record with the same id."""
 
     id: str
@@ -261,7 +261,7 @@ EVIDENCE_MAX = 10
 DECISION_MAX = 40
 
 
-class SeriesAdded(Record, tag="series"):
+class SeriesAdded(Record, frozen=True, tag="series"):
     id: int
     agent: str
     device: str
@@ -273,14 +273,14 @@ class SeriesAdded(Record, tag="series"):
     interval_ms: int = 0
 
 
-class IncidentChanged(Record, tag="incident"):
+class IncidentChanged(Record, frozen=True, tag="incident"):
     """The incident as it is now, and what was added to its timeline."""
 
     incident: Incident
     timeline: tuple[Step, ...] = ()
 
 
-class Splice(Record, tag="splice"):
+class Splice(Record, frozen=True, tag="splice"):
     """From `revision` on, the component's ledger says `state` over [start_ms, end_ms); end_ms 0: until further notice."""
 
     component: str
@@ -291,7 +291,7 @@ class Splice(Record, tag="splice"):
     revision: int = 0  # journal offset
 
 
-class Notice(Record, tag="notice"):
+class Notice(Record, frozen=True, tag="notice"):
     """To be told, once per channel, in order per incident. kind: opened, updated, resolved."""
 
     incident: str
@@ -301,7 +301,7 @@ class Notice(Record, tag="notice"):
     snapshot: Incident
 
 
-class Refused(Record, tag="refused"):
+class Refused(Record, frozen=True, tag="refused"):
     """Something an agent sent that was not taken: counted and kept, never silently dropped."""
 
     agent: str
@@ -310,7 +310,7 @@ class Refused(Record, tag="refused"):
     count: int = 1
 
 
-class GapSeen(Record, tag="gap"):
+class GapSeen(Record, frozen=True, tag="gap"):
     """An agent declared that it lost data."""
 
     agent: str
@@ -320,7 +320,7 @@ class GapSeen(Record, tag="gap"):
     frames: int
 
 
-class CommandAnswer(Record, tag="answer"):
+class CommandAnswer(Record, frozen=True, tag="answer"):
     """What became of a Command. error "" means done."""
 
     incident: str = ""
