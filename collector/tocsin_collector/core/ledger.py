@@ -1,0 +1,218 @@
+"""The availability ledger: what state a component was in, at event time, and how well that is known.
+
+Not the stored record: `Tracker` is the moving end of one component's timeline, and says what to write as Splices;
+`splice` is how any store applies one. Three facts make a state: is there evidence, is the component reachable, and
+which raised findings impair it.
+
+The invariant: the timeline is a function of the evidence at event time. Ticks only ever write `unknown` from the last
+evidence on, and evidence that comes later takes that back (law 3c). Every write is a splice, so a component's rows
+tile its life (law 7).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from tocsin_collector.core.model import ComponentState, Impact, Record, Splice
+
+NO_EVIDENCE = "no evidence"
+NOT_SEEN = "not seen yet"
+
+
+class Row(NamedTuple):
+    """One current row of a component's ledger. `end_ms` 0: until further notice."""
+
+    id: int
+    start_ms: int
+    end_ms: int
+    state: str
+    cause: str
+
+
+class Piece(NamedTuple):
+    """One row to insert."""
+
+    start_ms: int
+    end_ms: int
+    state: str
+    cause: str
+
+
+_OPEN_END = 1 << 62
+
+
+def splice(rows: Iterable[Row], new: Splice) -> tuple[list[int], list[Piece]]:
+    """Replace [new.start_ms, new.end_ms) in the current `rows` of one component.
+
+    Returns the ids of the rows it supersedes and the pieces to insert: what is left of them at either side, and the new one.
+    Rows that do not overlap may be among `rows`; they are left alone.
+    """
+    start, end = new.start_ms, new.end_ms or _OPEN_END
+    if end <= start:
+        return [], []
+    superseded: list[int] = []
+    pieces: list[Piece] = []
+    for row in rows:
+        row_end = row.end_ms or _OPEN_END
+        if row_end <= start or row.start_ms >= end:
+            continue
+        superseded.append(row.id)
+        if row.start_ms < start:
+            pieces.append(Piece(row.start_ms, start, row.state, row.cause))
+        if row_end > end:
+            pieces.append(Piece(end, row.end_ms, row.state, row.cause))
+    pieces.append(Piece(start, new.end_ms, new.state.value, new.cause))
+    pieces.sort()
+    return superseded, pieces
+
+
+def sums(rows: Sequence[Row], from_ms: int, to_ms: int) -> dict[ComponentState, int]:
+    """Milliseconds of each state within [from_ms, to_ms). They sum to the period: what no row covers is unknown."""
+    total = dict.fromkeys(ComponentState, 0)
+    for row in rows:
+        length = min(row.end_ms or _OPEN_END, to_ms) - max(row.start_ms, from_ms)
+        if length > 0:
+            total[ComponentState(row.state)] += length
+    total[ComponentState.UNKNOWN] += max(0, to_ms - from_ms) - sum(total.values())
+    return total
+
+
+class TrackerState(Record, frozen=True):
+    """A Tracker as a snapshot holds it."""
+
+    component: str
+    window_ms: int
+    last_ms: int
+    is_reachable: bool
+    down: tuple[str, ...]
+    degraded: tuple[str, ...]
+    written: ComponentState
+    written_cause: str
+    known_from_ms: int
+    is_silent: bool
+    changed_ms: int
+
+
+class Tracker:
+    """The moving end of one component's timeline.
+
+    last_ms: event time of the newest evidence, 0 for none. written: what the ledger's open row says.
+    known_from_ms: start of a stretch that is known but not written yet, because the agent is still catching up; 0: none.
+    """
+
+    __slots__ = (
+        "changed_ms", "component", "degraded", "down", "is_reachable", "is_silent", "known_from_ms", "last_ms", "window_ms",
+        "written", "written_cause",
+    )  # fmt: skip
+
+    def __init__(self, component: str, window_ms: int) -> None:
+        self.component = component
+        self.window_ms = window_ms
+        self.last_ms = 0
+        self.is_reachable = True
+        self.down: dict[str, None] = {}  # keys of raised findings that take it down, oldest first
+        self.degraded: dict[str, None] = {}
+        self.written = ComponentState.UNKNOWN
+        self.written_cause = NOT_SEEN
+        self.known_from_ms = 0
+        self.is_silent = False
+        self.changed_ms = 0
+
+    # ------------------------------------------------------------------------------------------------- what it says
+
+    def begin(self, at_ms: int) -> Splice:
+        """The component enters the registry: unknown from here on."""
+        return Splice(self.component, at_ms, ComponentState.UNKNOWN, cause=NOT_SEEN)
+
+    def evidence(self, at_ms: int, now_ms: int) -> list[Splice]:
+        """Something was heard of the component, true at event time `at_ms`."""
+        out: list[Splice] = []
+        if at_ms <= self.last_ms:
+            return out
+        if self.last_ms == 0:
+            self.known_from_ms = at_ms
+        elif self.is_silent:
+            self.known_from_ms = self.last_ms if at_ms - self.last_ms <= self.window_ms else at_ms
+        elif at_ms - self.last_ms > self.window_ms:
+            out += self._settle(self.last_ms)
+            out += self._write(self.last_ms, ComponentState.UNKNOWN, NO_EVIDENCE)
+            self.known_from_ms = at_ms
+        self.is_silent = False
+        self.last_ms = at_ms
+        if self.known_from_ms and now_ms - at_ms <= self.window_ms:
+            start, self.known_from_ms = self.known_from_ms, 0
+            out += self._write(start, *self._state())
+        return out
+
+    def change(self, at_ms: int, key: str, impact: Impact, *, is_raised: bool) -> list[Splice]:
+        """A finding that impairs the component was raised or has ended at event time `at_ms`."""
+        before = self._state()
+        self._mark(key, impact, is_raised)
+        after = self._state()
+        at_ms = max(at_ms, self.changed_ms)  # changes of one component are told in order
+        self.changed_ms = at_ms
+        if after == before:
+            return []
+        if self.last_ms == 0 or self.is_silent:
+            return []  # nothing is known just now; the next evidence writes the state as it is then
+        if not self.known_from_ms:
+            return self._write(at_ms, *after)
+        if at_ms <= self.known_from_ms:
+            return []
+        start, self.known_from_ms = self.known_from_ms, at_ms
+        return [Splice(self.component, start, before[0], at_ms, before[1])]
+
+    def silence(self) -> list[Splice]:
+        """Nothing was heard for longer than the window: unknown since the last evidence."""
+        if self.is_silent or self.last_ms == 0:
+            return []
+        out = self._settle(self.last_ms)
+        self.is_silent = True
+        return out + self._write(self.last_ms, ComponentState.UNKNOWN, NO_EVIDENCE)
+
+    # ---------------------------------------------------------------------------------------------------- its leaves
+
+    def _settle(self, end_ms: int) -> list[Splice]:
+        """Write what is known but not written, up to `end_ms`."""
+        start, self.known_from_ms = self.known_from_ms, 0
+        if not start or end_ms <= start:
+            return []
+        state, cause = self._state()
+        return [Splice(self.component, start, state, end_ms, cause)]
+
+    def _write(self, start_ms: int, state: ComponentState, cause: str) -> list[Splice]:
+        if (state, cause) == (self.written, self.written_cause):
+            return []
+        self.written, self.written_cause = state, cause
+        return [Splice(self.component, start_ms, state, cause=cause)]
+
+    def _mark(self, key: str, impact: Impact, is_raised: bool) -> None:
+        self.down.pop(key, None)
+        self.degraded.pop(key, None)
+        if is_raised and impact is Impact.DOWN:
+            self.down[key] = None
+        elif is_raised and impact is Impact.DEGRADED:
+            self.degraded[key] = None
+
+    def _state(self) -> tuple[ComponentState, str]:
+        if self.down:
+            return ComponentState.DOWN, next(iter(self.down))
+        if self.degraded:
+            return ComponentState.DEGRADED, next(iter(self.degraded))
+        return ComponentState.UP, ""
+
+    # ------------------------------------------------------------------------------------------------------ snapshot
+
+    def freeze(self) -> TrackerState:
+        return TrackerState(
+            self.component, self.window_ms, self.last_ms, self.is_reachable, tuple(self.down), tuple(self.degraded),
+            self.written, self.written_cause, self.known_from_ms, self.is_silent, self.changed_ms,
+        )  # fmt: skip
+
+    @classmethod
+    def thaw(cls, state: TrackerState) -> "Tracker":
+        self = cls(state.component, state.window_ms)
+        for name in cls.__slots__:
+            setattr(self, name, getattr(state, name))
+        self.down = dict.fromkeys(state.down)
+        self.degraded = dict.fromkeys(state.degraded)
+        return self
