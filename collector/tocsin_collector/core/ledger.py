@@ -82,7 +82,6 @@ class TrackerState(Record, frozen=True):
     component: str
     window_ms: int
     last_ms: int
-    is_reachable: bool
     down: tuple[str, ...]
     degraded: tuple[str, ...]
     written: ComponentState
@@ -100,7 +99,7 @@ class Tracker:
     """
 
     __slots__ = (
-        "changed_ms", "component", "degraded", "down", "is_reachable", "is_silent", "known_from_ms", "last_ms", "window_ms",
+        "changed_ms", "component", "degraded", "down", "is_silent", "known_from_ms", "last_ms", "window_ms",
         "written", "written_cause",
     )  # fmt: skip
 
@@ -108,7 +107,6 @@ class Tracker:
         self.component = component
         self.window_ms = window_ms
         self.last_ms = 0
-        self.is_reachable = True
         self.down: dict[str, None] = {}  # keys of raised findings that take it down, oldest first
         self.degraded: dict[str, None] = {}
         self.written = ComponentState.UNKNOWN
@@ -204,7 +202,7 @@ class Tracker:
 
     def freeze(self) -> TrackerState:
         return TrackerState(
-            self.component, self.window_ms, self.last_ms, self.is_reachable, tuple(self.down), tuple(self.degraded),
+            self.component, self.window_ms, self.last_ms, tuple(self.down), tuple(self.degraded),
             self.written, self.written_cause, self.known_from_ms, self.is_silent, self.changed_ms,
         )  # fmt: skip
 

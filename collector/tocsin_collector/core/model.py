@@ -273,6 +273,14 @@ class SeriesAdded(Record, frozen=True, tag="series"):
     interval_ms: int = 0
 
 
+class LayoutAdded(Record, frozen=True, tag="layout"):
+    """The series ids of a layout, in its order (-1: not the agent's to speak for), so that frames can be read after a restart."""
+
+    agent: str
+    layout: int
+    series: tuple[int, ...]
+
+
 class IncidentChanged(Record, frozen=True, tag="incident"):
     """The incident as it is now, and what was added to its timeline."""
 
@@ -327,7 +335,18 @@ class CommandAnswer(Record, frozen=True, tag="answer"):
     error: str = ""
 
 
-Effect = SeriesAdded | IncidentChanged | Splice | Notice | Refused | GapSeen | CommandAnswer
+Effect = SeriesAdded | LayoutAdded | IncidentChanged | Splice | Notice | Refused | GapSeen | CommandAnswer
+
+
+class Truth(Record, frozen=True):
+    """What the store has committed, enough to start an engine without a snapshot: it then warms up."""
+
+    offset: int = 0
+    config: Config | None = None
+    series: tuple[SeriesAdded, ...] = ()
+    layouts: tuple[LayoutAdded, ...] = ()
+    incidents: tuple[Incident, ...] = ()  # all that are not closed
+    tails: tuple[Splice, ...] = ()  # the open-ended current interval of each component
 
 
 def incident_id(offset: int, ordinal: int) -> str:

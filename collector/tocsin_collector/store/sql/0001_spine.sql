@@ -35,6 +35,14 @@ CREATE TABLE series (
 );
 CREATE INDEX series_device ON series (device, metric);
 
+-- The series ids of each layout an agent has declared: 64-bit ids as signed integers, body: int64 ids in the layout's order.
+CREATE TABLE layout (
+    agent  TEXT NOT NULL,
+    layout INTEGER NOT NULL,
+    body   BLOB NOT NULL,
+    PRIMARY KEY (agent, layout)
+) WITHOUT ROWID;
+
 -- Newest values for the pages: not truth, written every few seconds. body: int64 ids, int64 times, float64 values, one after the other.
 CREATE TABLE live (
     agent   TEXT PRIMARY KEY,
