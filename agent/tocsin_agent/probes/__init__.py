@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tocsin_proto.records import Event, Record, Series, SeriesKind
 
+LABEL_CHARS_MAX = 256
 INSTANCES_MAX = 1000  # disks, interfaces, sensors ... of one probe; past it the probe fails in part and says so
 
 # Name -> "module:Class". A name is what `[host] off` and `tocsin-agent test NAME` take; modules load when used.
@@ -67,7 +68,7 @@ class Family:
     def __init__(self, label: str, columns: Sequence[Column], interval_ms: int, resource: str = "") -> None:
         self._label = label
         self._columns = tuple(columns)
-        self._interval_ms = interval_ms
+        self._interval_ms = int(interval_ms)  # a Duration would go into the layout id as "10s"
         self._resource = resource
         self._known: dict[str, tuple[Series, ...]] = {}
 
@@ -76,10 +77,12 @@ class Family:
         known = self._known.get(instance)
         if known is not None:
             return known
-        # Names that come and go (containers' interfaces) must not grow this for ever; rebuilt ones are equal by content.
+        # Names that come and go (containers' interfaces) must not grow this for ever; rebuilt ones have equal content.
         if len(self._known) >= 2 * INSTANCES_MAX:
             self._known.clear()
-        labels = ((self._label, instance),) if self._label else ()
+        # Paths need not be text, and the wire bounds a label.
+        text = instance.encode("utf-8", "replace").decode()[:LABEL_CHARS_MAX]
+        labels = ((self._label, text),) if self._label else ()
         made = tuple(
             Series(self._resource, column.metric, column.unit, column.kind, labels, self._interval_ms, column.states)
             for column in self._columns
@@ -89,6 +92,6 @@ class Family:
 
 
 def probe_class(name: str) -> Any:
-    """The class behind a name of PROBES. Raises KeyError for an unknown name, ImportError when its library is missing."""
+    """The class behind a name of PROBES. Raises KeyError for an unknown name, ImportError when a library is missing."""
     module, _, attribute = PROBES[name].partition(":")
     return getattr(import_module(module), attribute)
