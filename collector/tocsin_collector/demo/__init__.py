@@ -1,0 +1,1 @@
+"""The demo: simulated devices and the story that `tocsin demo` tells."""
