@@ -159,6 +159,10 @@ class Tracker:
         start, self.known_from_ms = self.known_from_ms, at_ms
         return [Splice(self.component, start, before[0], at_ms, before[1])]
 
+    def recall(self, key: str, impact: Impact) -> None:
+        """A finding was raised already when this tracker was made from committed truth."""
+        self._mark(key, impact, True)
+
     def silence(self) -> list[Splice]:
         """Nothing was heard for longer than the window: unknown since the last evidence."""
         if self.is_silent or self.last_ms == 0:

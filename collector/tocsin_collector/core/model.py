@@ -274,7 +274,7 @@ class SeriesAdded(Record, frozen=True, tag="series"):
 
 
 class LayoutAdded(Record, frozen=True, tag="layout"):
-    """The series ids of a layout, in its order (-1: not the agent's to speak for), so that frames can be read after a restart."""
+    """The series ids of a layout, in its order (-1: not the agent's to speak for), to read frames after a restart."""
 
     agent: str
     layout: int
@@ -342,6 +342,7 @@ class Truth(Record, frozen=True):
     """What the store has committed, enough to start an engine without a snapshot: it then warms up."""
 
     offset: int = 0
+    at_ms: int = 0  # journal time of that entry: nothing later is known
     config: Config | None = None
     series: tuple[SeriesAdded, ...] = ()
     layouts: tuple[LayoutAdded, ...] = ()

@@ -1,0 +1,392 @@
+"""From samples to findings: one quiet filter over whole sections, and ONE scalar state machine that knows what rules mean.
+
+The filter commits at once all samples that cannot change anything (finite, newer, inside the series' quiet band, no flag);
+the rest go, in order, to `_sample`. A finding changes only there, in `advance` (a hold ran out) and in `no_data`. Timers run
+on the agent's own event time, so that a backlog gives the same findings as a live stream (ADR 0003).
+
+Levels: idle -> pending (breached, `for` runs) -> raised -> clearing (cleared, `keep` runs) -> idle. The finding's severity is
+that of the highest raised level. A NaN or an infinity is no value: counted, and nothing else.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tocsin_collector.core.model import Level, Record, Rule, Severity
+from tocsin_collector.core.rules import RuleSet, is_breached, is_cleared
+from tocsin_collector.core.series import ACTIVE, FRESH, WATCHED, Catalogue, Counts, Flags, Floats, Ints
+from tocsin_proto.records import SeriesKind
+
+IDLE, PENDING, RAISED, CLEARING = 0, 1, 2, 3
+
+WRAP_32 = 1 << 32
+WRAP_32_FROM = 1 << 31  # a 32-bit counter that falls from above here has wrapped; from below, it was reset
+RAW_MAX = (1 << 64) - 1
+WRAP_64_FROM = RAW_MAX - (1 << 40)
+
+
+class Change(NamedTuple):
+    """A finding changed at event time. severity None: it ended. crossing: it was raised already and is breached once more."""
+
+    at_ms: int
+    sid: int
+    rule: int
+    severity: Severity | None
+    value: float
+    level: int  # which level of the rule decided; -1: none
+    since_ms: int  # first sample of the breach
+    is_crossing: bool = False
+
+
+class SlotState(Record, frozen=True):
+    """A Slot as a snapshot holds it."""
+
+    sid: int
+    rule: int
+    phase: tuple[int, ...]
+    since: tuple[int, ...]
+    is_beyond: bool
+    before: float
+
+
+class Slot:
+    """What one rule remembers of one series that is not idle. phase, since: per level of the rule."""
+
+    __slots__ = ("before", "is_beyond", "phase", "since")
+
+    def __init__(self, levels: int, before: float = math.nan) -> None:
+        self.phase = [IDLE] * levels
+        self.since = [0] * levels
+        self.is_beyond = False  # was the newest sample breached?
+        self.before = before  # a state series: what it was before it changed
+
+    def top(self) -> int:
+        """Index of the highest raised level, -1 for none. Levels stand in rising order of severity."""
+        for index in range(len(self.phase) - 1, -1, -1):
+            if self.phase[index] >= RAISED:
+                return index
+        return -1
+
+    def is_idle(self) -> bool:
+        return not any(self.phase)
+
+
+class Detector:
+    """State of all rules over all series. Every method that can change a finding appends to `changes`."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.set = RuleSet(())
+        self.slots: dict[tuple[int, int], Slot] = {}
+        self.changes: list[Change] = []
+        self.due: dict[str, dict[tuple[int, int], int]] = {}  # agent -> slots with a running timer -> its next end
+        self.watched_samples: list[tuple[int, int]] = []  # (sid, event time) of WATCHED series
+        self.bad_values = 0
+        self.out_of_order = 0
+        self.resets = 0
+
+    # ---------------------------------------------------------------------------------------- whole sections at once
+
+    def gauges(self, ids: slice | Ints, values: Floats, at_ms: int | Ints) -> None:
+        """Samples of distinct series. values: (n,) in the order of `ids`; at_ms: one event time, or (n,)."""
+        c = self.catalogue
+        last = c.last_ms[ids]
+        quiet = values <= c.high[ids]
+        quiet &= values >= c.low[ids]
+        quiet &= last < at_ms
+        quiet &= c.flags[ids] == 0
+        if quiet.all():
+            c.last_ms[ids] = at_ms
+            c.value[ids] = values
+            return
+        self._commit(ids, quiet, values, at_ms)
+        loud = np.flatnonzero(~quiet)
+        sids = (loud + ids.start if isinstance(ids, slice) else ids[loud]).tolist()
+        times = [at_ms] * len(sids) if isinstance(at_ms, int) else at_ms[loud].tolist()
+        for sid, value, when in zip(sids, values[loud].tolist(), times, strict=True):
+            self._sample(sid, value, when)
+
+    def counters(self, ids: slice | Ints, raw: Counts, at_ms: int | Ints) -> None:
+        """Readings of distinct counters: (n,) uint64. They become rates per second."""
+        c = self.catalogue
+        elapsed = at_ms - c.last_ms[ids]
+        before = c.raw[ids]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = (raw - before) * (1000.0 / elapsed)
+        quiet = raw >= before
+        quiet &= rate <= c.high[ids]
+        quiet &= rate >= c.low[ids]
+        quiet &= elapsed > 0
+        quiet &= c.flags[ids] == 0
+        if quiet.all():
+            c.last_ms[ids] = at_ms
+            c.value[ids] = rate
+            c.raw[ids] = raw
+            return
+        self._commit(ids, quiet, rate, at_ms)
+        if isinstance(ids, slice):
+            c.raw[ids][quiet] = raw[quiet]
+        else:
+            c.raw[ids[quiet]] = raw[quiet]
+        loud = np.flatnonzero(~quiet)
+        sids = (loud + ids.start if isinstance(ids, slice) else ids[loud]).tolist()
+        times = [at_ms] * len(sids) if isinstance(at_ms, int) else at_ms[loud].tolist()
+        for sid, reading, when in zip(sids, raw[loud].tolist(), times, strict=True):
+            self._reading(sid, reading, when)
+
+    def _commit(self, ids: slice | Ints, quiet: Flags, values: Floats, at_ms: int | Ints) -> None:
+        c = self.catalogue
+        when = at_ms if isinstance(at_ms, int) else at_ms[quiet]
+        if isinstance(ids, slice):
+            c.last_ms[ids][quiet] = when
+            c.value[ids][quiet] = values[quiet]
+        else:
+            c.last_ms[ids[quiet]] = when
+            c.value[ids[quiet]] = values[quiet]
+
+    # --------------------------------------------------------------------------------------------- one sample, in order
+
+    def _reading(self, sid: int, raw: int, at_ms: int) -> None:
+        """One reading of a counter -> one rate, unless there is nothing to compare it with."""
+        c = self.catalogue
+        elapsed, before = at_ms - c.m_last_ms[sid], c.m_raw[sid]
+        if elapsed <= 0:
+            self.out_of_order += 1
+            return
+        is_fresh = c.m_flags[sid] & FRESH
+        c.m_raw[sid] = raw
+        delta = raw - before
+        if not is_fresh and delta < 0:
+            if c.info[sid].kind == SeriesKind.COUNTER32 and before >= WRAP_32_FROM and raw < WRAP_32:
+                delta += WRAP_32
+            elif c.info[sid].kind == SeriesKind.COUNTER64 and before >= WRAP_64_FROM:
+                delta += RAW_MAX + 1
+        if is_fresh or delta < 0:
+            self.resets += not is_fresh
+            c.m_last_ms[sid] = at_ms
+            c.m_flags[sid] &= ~FRESH & 0xFF
+            self._seen(sid, at_ms)
+            return
+        self._sample(sid, delta * 1000.0 / elapsed, at_ms)
+
+    def _sample(self, sid: int, value: float, at_ms: int) -> None:
+        """One value of one series: the only place where a sample meets a rule."""
+        c = self.catalogue
+        if at_ms <= c.m_last_ms[sid]:
+            self.out_of_order += 1
+            return
+        if not math.isfinite(value):
+            self.bad_values += 1
+            return
+        before = c.m_value[sid]
+        c.m_last_ms[sid] = at_ms
+        c.m_value[sid] = value
+        c.m_flags[sid] &= ~FRESH & 0xFF
+        self._seen(sid, at_ms)
+        if not c.rules[sid]:
+            return
+        is_active = False
+        is_state = c.info[sid].kind == SeriesKind.STATE
+        for index in c.rules[sid]:
+            is_active |= self._judge(sid, index, value, before, at_ms)
+        if is_state and self._needs_change(sid):
+            c.m_low[sid] = c.m_high[sid] = value
+        self._flag(sid, is_active)
+
+    def _judge(self, sid: int, index: int, value: float, before: float, at_ms: int) -> bool:
+        """One rule against one value; True while the rule has something to remember."""
+        rule = self.set.rules[index]
+        slot = self.slots.get((sid, index))
+        if slot is None:
+            slot = Slot(len(rule.levels), before)
+        else:
+            self._run(slot, rule, sid, index, at_ms - 1, value)
+        if value != before:
+            slot.before = before
+        was, is_beyond = slot.top(), False
+        since = at_ms
+        for number, level in enumerate(rule.levels):
+            beyond = _is_beyond(level, value, slot, number)
+            is_beyond |= beyond
+            self._move(slot, number, level, beyond, _is_over(level, value, beyond), at_ms)
+            if beyond and slot.phase[number] in (PENDING, RAISED):
+                since = min(since, slot.since[number])
+        top = slot.top()
+        self._report(sid, index, rule, was, top, at_ms, value, since)
+        if top >= 0 and top == was and is_beyond and not slot.is_beyond:
+            self.changes.append(Change(at_ms, sid, index, rule.levels[top].severity, value, top, since, True))
+        slot.is_beyond = is_beyond
+        return self._keep(sid, index, slot, rule)
+
+    @staticmethod
+    def _move(slot: Slot, number: int, level: Level, beyond: bool, over: bool, at_ms: int) -> None:
+        phase = slot.phase[number]
+        if phase in (IDLE, PENDING):
+            if not beyond:
+                slot.phase[number] = IDLE
+                return
+            if phase == IDLE:
+                slot.since[number] = at_ms
+                slot.phase[number] = PENDING
+            if at_ms - slot.since[number] >= level.for_ms:
+                slot.phase[number] = RAISED
+        elif not over:
+            slot.phase[number] = RAISED
+        elif phase == RAISED:
+            slot.phase[number], slot.since[number] = (CLEARING, at_ms) if level.keep_ms else (IDLE, 0)
+        elif at_ms - slot.since[number] >= level.keep_ms:
+            slot.phase[number] = IDLE
+
+    def _run(self, slot: Slot, rule: Rule, sid: int, index: int, upto_ms: int, value: float) -> None:
+        """Let the timers that end at or before `upto_ms` end, each at its own time."""
+        while True:
+            ends = [
+                (slot.since[n] + (level.for_ms if slot.phase[n] == PENDING else level.keep_ms), n)
+                for n, level in enumerate(rule.levels)
+                if slot.phase[n] in (PENDING, CLEARING)
+            ]
+            end, number = min(ends, default=(upto_ms + 1, 0))
+            if end > upto_ms:
+                return
+            was, since = slot.top(), slot.since[number]
+            slot.phase[number] = RAISED if slot.phase[number] == PENDING else IDLE
+            self._report(sid, index, rule, was, slot.top(), end, value, since)
+
+    def _report(
+        self, sid: int, index: int, rule: Rule, was: int, top: int, at_ms: int, value: float, since: int
+    ) -> None:
+        if top != was:
+            severity = rule.levels[top].severity if top >= 0 else None
+            self.changes.append(Change(at_ms, sid, index, severity, value, top if top >= 0 else was, since))
+
+    # -------------------------------------------------------------------------------------------- without a sample
+
+    def advance(self, agent: str, upto_ms: int) -> None:
+        """Timers of the agent's series run up to the event time `upto_ms`, up to which all it has to say has arrived."""
+        due = self.due.get(agent)
+        if not due:
+            return
+        for key in [key for key, end in due.items() if end <= upto_ms]:
+            slot = self.slots.get(key)
+            sid, index = key
+            if slot is None:
+                self._undue(sid, key)
+                continue
+            self._run(slot, self.set.rules[index], sid, index, upto_ms, self.catalogue.m_value[sid])
+            self._keep(sid, index, slot, self.set.rules[index])
+            self._flag(sid, any((sid, other) in self.slots for other in self.catalogue.rules[sid]))
+
+    def no_data(self, sid: int, upto_ms: int) -> None:
+        """Raise the no-data levels of a series that has been silent up to the event time `upto_ms`."""
+        c = self.catalogue
+        last = c.m_last_ms[sid]
+        for index in c.rules[sid]:
+            rule = self.set.rules[index]
+            if not any(level.no_data_ms for level in rule.levels):
+                continue
+            slot = self.slots.get((sid, index)) or Slot(len(rule.levels))
+            for number, level in enumerate(rule.levels):
+                end = last + level.no_data_ms
+                if not level.no_data_ms or slot.phase[number] >= RAISED or end > upto_ms:
+                    continue
+                was = slot.top()
+                slot.phase[number], slot.since[number] = RAISED, last
+                self._report(sid, index, rule, was, slot.top(), end, c.m_value[sid], last)
+            if self._keep(sid, index, slot, rule):
+                self._flag(sid, True)
+
+    def adopt(self, rules: RuleSet, kept: dict[int, int]) -> None:
+        """Put another rule set in force. kept: old index -> new index of the rules whose memory stays valid."""
+        self.set = rules
+        slots, self.slots, self.due = self.slots, {}, {}
+        for (sid, index), slot in slots.items():
+            if index in kept:
+                self._keep(sid, kept[index], slot, rules.rules[kept[index]])
+
+    def move(self, sid: int, agent: str) -> None:
+        """Another agent reports the series from here on: its timers run on that agent's time."""
+        old = self.due.get(self.catalogue.agent[sid], {})
+        moved = {key: old.pop(key) for key in [key for key in old if key[0] == sid]}
+        self.catalogue.agent[sid] = agent
+        if moved:
+            self.due.setdefault(agent, {}).update(moved)
+
+    def forget(self, sid: int, index: int, at_ms: int) -> None:
+        """A series no longer has this rule: what it had raised ends."""
+        slot = self.slots.pop((sid, index), None)
+        self._undue(sid, (sid, index))
+        if slot is not None and slot.top() >= 0:
+            self.changes.append(Change(at_ms, sid, index, None, self.catalogue.m_value[sid], slot.top(), at_ms))
+        self._flag(sid, any((sid, other) in self.slots for other in self.catalogue.rules[sid]))
+
+    # --------------------------------------------------------------------------------------------------------- leaves
+
+    def _seen(self, sid: int, at_ms: int) -> None:
+        if self.catalogue.m_flags[sid] & WATCHED:
+            self.watched_samples.append((sid, at_ms))
+
+    def _flag(self, sid: int, is_active: bool) -> None:
+        flags = self.catalogue.m_flags[sid]
+        self.catalogue.m_flags[sid] = flags | ACTIVE if is_active else flags & ~ACTIVE & 0xFF
+
+    def _needs_change(self, sid: int) -> bool:
+        return any(level.is_state for index in self.catalogue.rules[sid] for level in self.set.rules[index].levels)
+
+    def _keep(self, sid: int, index: int, slot: Slot, rule: Rule) -> bool:
+        """Remember the slot while it is not idle, and when its next timer ends."""
+        key = (sid, index)
+        if slot.is_idle():
+            self.slots.pop(key, None)
+            self._undue(sid, key)
+            return False
+        self.slots[key] = slot
+        ends = [
+            slot.since[n] + (level.for_ms if slot.phase[n] == PENDING else level.keep_ms)
+            for n, level in enumerate(rule.levels)
+            if slot.phase[n] in (PENDING, CLEARING)
+        ]
+        if ends:
+            self.due.setdefault(self.catalogue.agent[sid], {})[key] = min(ends)
+        else:
+            self._undue(sid, key)
+        return True
+
+    def _undue(self, sid: int, key: tuple[int, int]) -> None:
+        due = self.due.get(self.catalogue.agent[sid])
+        if due is not None:
+            due.pop(key, None)
+
+    # ------------------------------------------------------------------------------------------------------- snapshot
+
+    def freeze(self) -> tuple[SlotState, ...]:
+        return tuple(
+            SlotState(sid, rule, tuple(slot.phase), tuple(slot.since), slot.is_beyond, slot.before)
+            for (sid, rule), slot in self.slots.items()
+        )
+
+    def thaw(self, states: tuple[SlotState, ...]) -> None:
+        for state in states:
+            slot = Slot(len(state.phase), state.before)
+            slot.phase, slot.since, slot.is_beyond = list(state.phase), list(state.since), state.is_beyond
+            self._keep(state.sid, state.rule, slot, self.set.rules[state.rule])
+            self._flag(state.sid, True)
+
+
+def _is_beyond(level: Level, value: float, slot: Slot, number: int) -> bool:
+    """Does the value breach the level? A state level that has begun no longer asks what was before."""
+    if level.no_data_ms:
+        return False  # a sample is data
+    if level.is_state:
+        was_right = not level.after or slot.phase[number] != IDLE or slot.before in level.after
+        return was_right and int(value) in level.is_state
+    return is_breached(level, value)
+
+
+def _is_over(level: Level, value: float, beyond: bool) -> bool:
+    """Does the value end the level?"""
+    if level.no_data_ms:
+        return True
+    if level.is_state:
+        return int(value) not in level.is_state
+    return not beyond and is_cleared(level, value)

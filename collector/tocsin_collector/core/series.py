@@ -1,0 +1,130 @@
+"""The catalogue of series: ids, names, and the hot columns as a structure of arrays.
+
+Ids are dense and never used again; the series of a new layout get consecutive ids, gauges first, so that a whole section
+is one slice of every column. Scalar code reads and writes the same columns through memoryviews (`m_*`), which is three
+times cheaper than indexing an array.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocsin_collector.core.model import SeriesAdded
+from tocsin_collector.core.rules import NO_RULES, QUIET_MAX, Compiled
+from tocsin_proto.records import SeriesKind
+
+# Flags of a series. A series with any flag is never quiet.
+FRESH = 1  # no sample yet
+ACTIVE = 2  # a rule has a level pending, raised or clearing
+WATCHED = 4  # its component waits for evidence: the next sample has to be looked at
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Counts = NDArray[np.uint64]
+Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
+
+T = TypeVar("T", bound=np.generic)
+V = TypeVar("V")
+
+
+class Column(Protocol[V]):
+    """Single elements of a column, as Python numbers."""
+
+    def __getitem__(self, sid: int, /) -> V: ...
+    def __setitem__(self, sid: int, value: V, /) -> None: ...
+
+
+SeriesKey = tuple[str, str, tuple[tuple[str, str], ...]]  # device, metric, labels
+
+
+class Catalogue:
+    """All series. Columns (capacity,) grow by doubling; `count` of them are in use.
+
+    last_ms: event time of the newest sample; value: that sample (a counter's rate per second);
+    raw: a counter's newest reading; low, high: the quiet band; flags: see above; rules: indices per series.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.info: list[SeriesAdded] = []
+        self.agent: list[str] = []  # who reports the series now
+        self.rules: list[tuple[int, ...]] = []
+        self.ids: dict[SeriesKey, int] = {}
+        self._allocate(1024)
+
+    def _allocate(self, capacity: int) -> None:
+        """Columns of `capacity`, with what the old ones held; memoryviews go with them."""
+        self.last_ms: Ints = self._grown("last_ms", np.zeros(capacity, np.int64))
+        self.value: Floats = self._grown("value", np.full(capacity, np.nan))
+        self.raw: Counts = self._grown("raw", np.zeros(capacity, np.uint64))
+        self.low: Floats = self._grown("low", np.full(capacity, -QUIET_MAX))
+        self.high: Floats = self._grown("high", np.full(capacity, QUIET_MAX))
+        self.flags: Bytes = self._grown("flags", np.full(capacity, FRESH, np.uint8))
+        self.m_last_ms: Column[int] = memoryview(self.last_ms)  # type: ignore[arg-type]
+        self.m_value: Column[float] = memoryview(self.value)  # type: ignore[arg-type]
+        self.m_raw: Column[int] = memoryview(self.raw)  # type: ignore[arg-type]
+        self.m_low: Column[float] = memoryview(self.low)  # type: ignore[arg-type]
+        self.m_high: Column[float] = memoryview(self.high)  # type: ignore[arg-type]
+        self.m_flags: Column[int] = memoryview(self.flags)  # type: ignore[arg-type]
+
+    def _grown(self, name: str, column: NDArray[T]) -> NDArray[T]:
+        if self.count:
+            column[: self.count] = getattr(self, name)[: self.count]
+        return column
+
+    def add(self, info: SeriesAdded, compiled: Compiled = NO_RULES) -> None:
+        """Take in a series; its id must be the next one."""
+        assert info.id == self.count, (info.id, self.count)
+        if self.count == len(self.last_ms):
+            self._allocate(2 * len(self.last_ms))
+        self.info.append(info)
+        self.agent.append(info.agent)
+        self.ids[(info.device, info.metric, info.labels)] = info.id
+        self.rules.append(())
+        self.count += 1
+        self.compile(info.id, compiled)
+
+    def compile(self, sid: int, compiled: Compiled) -> None:
+        """Give a series its rules (again)."""
+        self.rules[sid] = compiled.rules
+        low, high = compiled.low, compiled.high
+        if compiled.must_see:  # a state series is quiet while it stays what it is
+            low = high = self.m_value[sid]
+        self.m_low[sid], self.m_high[sid] = low, high
+
+    def kind(self, sid: int) -> SeriesKind:
+        return SeriesKind(self.info[sid].kind)
+
+
+class LayoutMap:
+    """Where the samples of one layout go.
+
+    declared: series id per position as the agent declared it; ids: the same, negative where the agent may not report it.
+    gauges, counters: the ids of each kind as a slice where they are consecutive, else as an index array.
+    watched: ids whose silence in event time matters, and how long each may be silent.
+    """
+
+    __slots__ = (
+        "counters", "counters_n", "declared", "gauges", "ids", "is_counter", "is_whole", "last_used", "watch_gap_ms", "watched",
+    )  # fmt: skip
+
+    def __init__(self, declared: Sequence[int], ids: Sequence[int], is_counter: Sequence[bool]) -> None:
+        self.declared = tuple(declared)
+        self.ids: Ints = np.array(ids, np.int64)
+        self.is_counter = np.array(is_counter, np.bool_)
+        self.is_whole = bool((self.ids >= 0).all())
+        self.gauges = _compact(self.ids[~self.is_counter])
+        self.counters = _compact(self.ids[self.is_counter])
+        self.counters_n = int(self.is_counter.sum())
+        self.watched: Ints = np.empty(0, np.int64)
+        self.watch_gap_ms: Ints = np.empty(0, np.int64)
+        self.last_used = 0
+
+
+def _compact(ids: Ints) -> slice | Ints:
+    if len(ids) and ids[0] >= 0 and bool((np.diff(ids) == 1).all()):
+        return slice(int(ids[0]), int(ids[-1]) + 1)
+    return ids
