@@ -6,6 +6,7 @@ CREATE TABLE journal (
     received_ms INTEGER NOT NULL,
     kind        TEXT    NOT NULL,        -- frame, pulse, tick, command, config
     agent       TEXT    NOT NULL,        -- '' where there is none
+    spool_id    BLOB    NOT NULL,        -- frame: the spool its sequence number belongs to; else empty
     body        BLOB    NOT NULL         -- frame: the AgentMessage as received; else the Input as msgpack
 );
 CREATE TABLE effect_digest (             -- what the entry's effects were, so that a replay can be compared
@@ -143,10 +144,10 @@ CREATE TABLE gap (
     received_ms INTEGER NOT NULL
 );
 
--- Registry, rules and settings by version: the newest row is in force.
+-- Registry, rules and settings as they came into force: the newest row holds.
 CREATE TABLE config (
-    version     INTEGER PRIMARY KEY,
-    "offset"    INTEGER NOT NULL,
+    "offset"    INTEGER PRIMARY KEY,     -- journal entry
+    version     INTEGER NOT NULL,        -- of its registry
     received_ms INTEGER NOT NULL,
     body        TEXT NOT NULL            -- the Config, JSON
 );

@@ -1,0 +1,69 @@
+"""What is committed, read back: enough to start an engine without a snapshot.
+
+Not history: only what is still open. The invariant: reading the same database twice gives equal Truths.
+"""
+
+import msgspec
+import numpy as np
+
+from tocsin_collector.core.model import ComponentState, Config, Incident, LayoutAdded, SeriesAdded, Splice, Truth
+from tocsin_collector.store.base import Statements
+from tocsin_collector.store.effects import unsigned
+
+_CONFIG = msgspec.json.Decoder(Config)
+_INCIDENT = msgspec.json.Decoder(Incident)
+_LABELS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
+_STATES = msgspec.json.Decoder(tuple[tuple[int, str], ...])
+
+
+async def read_truth(connection: Statements) -> Truth:
+    ((offset,),) = await connection.execute_fetchall('SELECT coalesce(max("offset"), 0) FROM journal')
+    return Truth(
+        offset=offset,
+        config=await _config(connection),
+        series=await _series(connection),
+        layouts=await _layouts(connection),
+        incidents=await _incidents(connection),
+        tails=await _tails(connection),
+    )
+
+
+async def _config(connection: Statements) -> Config | None:
+    rows = await connection.execute_fetchall('SELECT body FROM config ORDER BY "offset" DESC LIMIT 1')
+    return next((_CONFIG.decode(body) for (body,) in rows), None)
+
+
+async def _series(connection: Statements) -> tuple[SeriesAdded, ...]:
+    rows = await connection.execute_fetchall(
+        "SELECT id, agent, device, metric, unit, kind, labels, states, interval_ms FROM series ORDER BY id"
+    )
+    return tuple(
+        SeriesAdded(id, agent, device, metric, unit, kind, _LABELS.decode(labels), _STATES.decode(states), interval_ms)
+        for id, agent, device, metric, unit, kind, labels, states, interval_ms in rows
+    )
+
+
+async def _layouts(connection: Statements) -> tuple[LayoutAdded, ...]:
+    rows = await connection.execute_fetchall("SELECT agent, layout, body FROM layout ORDER BY agent, layout")
+    return tuple(
+        LayoutAdded(agent, unsigned(layout), tuple(np.frombuffer(body, dtype="<i8").tolist()))
+        for agent, layout, body in rows
+    )
+
+
+async def _incidents(connection: Statements) -> tuple[Incident, ...]:
+    rows = await connection.execute_fetchall(
+        "SELECT body FROM incident WHERE state <> 'closed' ORDER BY detected_ms, id"
+    )
+    return tuple(_INCIDENT.decode(body) for (body,) in rows)
+
+
+async def _tails(connection: Statements) -> tuple[Splice, ...]:
+    rows = await connection.execute_fetchall(
+        'SELECT component, start_ms, state, cause, revision FROM "interval"'
+        " WHERE superseded IS NULL AND end_ms IS NULL ORDER BY component"
+    )
+    return tuple(
+        Splice(component, start_ms, ComponentState(state), cause=cause, revision=revision)
+        for component, start_ms, state, cause, revision in rows
+    )
