@@ -29,24 +29,22 @@ def event_bytes(event: Event) -> int:
 
 def fitted(event: Event) -> Event:
     """The event, cut to what the wire carries: a trap that says too much still says that it came."""
-    cut = Event(
+    bare = Event(
         _text(event.resource, NAME_CHARS_MAX),
         _text(event.source, NAME_CHARS_MAX) or "agent",
         _text(event.name, NAME_CHARS_MAX) or "event",
         event.time_ms,
-        tuple(
-            sorted(
-                (_text(name, NAME_CHARS_MAX) or "field", _text(value, TEXT_CHARS_MAX))
-                for name, value in event.fields[:EVENT_FIELDS_MAX]
-            )
-        ),
+        (),
         _text(event.text, TEXT_CHARS_MAX),
     )
-    fields = list(cut.fields)
-    while event_bytes(cut) > EVENT_BYTES_MAX:
-        fields.pop()
-        cut = Event(cut.resource, cut.source, cut.name, cut.time_ms, tuple(fields), cut.text)
-    return cut
+    left, kept = EVENT_BYTES_MAX - event_bytes(bare), []
+    for name, value in event.fields[:EVENT_FIELDS_MAX]:
+        field = (_text(name, NAME_CHARS_MAX) or "field", _text(value, TEXT_CHARS_MAX))
+        left -= sum(len(word.encode()) + FIELD_BYTES for word in field)
+        if left < 0:
+            break
+        kept.append(field)
+    return Event(bare.resource, bare.source, bare.name, bare.time_ms, tuple(sorted(kept)), bare.text)
 
 
 def _text(text: str, chars_max: int) -> str:

@@ -19,6 +19,7 @@ from tocsin_proto.limits import EVENTS_MAX, SECTIONS_MAX
 from tocsin_proto.records import LAYOUT_SERIES_MAX, Clock, Event, Frame, Heartbeat, Layout, Section, Series, SeriesKind
 
 SERIES_MAX = 50_000  # of one agent; more is refused, by name
+EVENTS_BYTES_MAX = 4 * 1024 * 1024
 TIME_GRAIN_MS = 20  # stamps this close share one: an offset column costs more than it tells
 TIME_SPAN_MS = 86_400_000  # offsets are int32: a stepped clock starts a new section
 STALE_MS = 3_600_000  # a series not seen for this long leaves at the next rebuild
@@ -50,6 +51,7 @@ class Framer:
         self._known: dict[_Key, tuple[_Table, int]] = {}
         self._closed: list[tuple[Layout, Section, int]] = []
         self._events: list[Event] = []
+        self._events_bytes = 0
         self._grown_ms = 0
         self._rebuilt_ms: int | None = None
 
@@ -78,11 +80,13 @@ class Framer:
             return f"{series.metric}: {value!r} is no {series.kind.name.lower()}"
 
     def event(self, event: Event) -> None:
-        """Takes one event; past EVENTS_MAX in one flush the newest are dropped and counted."""
-        if len(self._events) >= EVENTS_MAX:
+        """Takes one event; past EVENTS_MAX or EVENTS_BYTES_MAX in one flush the newest are dropped and counted."""
+        if len(self._events) >= EVENTS_MAX or self._events_bytes >= EVENTS_BYTES_MAX:
             self.events_dropped += 1
             return
-        self._events.append(fitted(event))
+        event = fitted(event)
+        self._events_bytes += event_bytes(event)
+        self._events.append(event)
 
     def flush(self, sink: FrameSink, clock: Clock, heartbeat: Heartbeat | None = None) -> int:
         """Appends all that was put since the last flush, in as few frames as fit; returns how many."""
@@ -91,6 +95,7 @@ class Framer:
             self._close(table)
         sections, self._closed = self._closed, []
         events, self._events = self._events, []
+        self._events_bytes = 0
         frames = 0
         for draft in _drafts(sink, sections, events, heartbeat):
             seq, follows = sink.next_seq()
