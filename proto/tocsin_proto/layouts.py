@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 from tocsin_proto import records as r
 from tocsin_proto.columns import unpack_u32
-from tocsin_proto.limits import LABELS_MAX, STATE_MAX, STATE_MIN, STATES_MAX, U32_MAX, WireError, few, name_text, named
+from tocsin_proto.limits import LABELS_MAX, STATE_MAX, STATE_MIN, STATES_MAX, U32_MAX, WireError, name_text, named
 
 
 class Shape(r.Record, frozen=True):
@@ -26,14 +26,15 @@ def layout_id(series: tuple[r.Series, ...]) -> int:
     63, so that it fits a signed 64-bit column. Every word goes in behind its length, so that no two contents share
     one encoding. The result is on disk everywhere: changing this function is a new protocol version.
     """
-    digest = blake2b(digest_size=8, person=b"tocsin.layout.1")
+    content: list[str] = []
     for one in series:
-        words = [one.resource, one.metric, one.unit, str(int(one.kind)), str(one.interval_ms), str(len(one.labels))]
+        words = [one.resource, one.metric, one.unit, f"{one.kind:d}", f"{one.interval_ms}", f"{len(one.labels)}"]
         words += [word for label in one.labels for word in label]
         words += [f"{number}={name}" for number, name in one.states]
-        encoded = [word.encode() for word in words]
-        digest.update(b"%d;" % len(encoded) + b"".join(b"%d:%b" % (len(word), word) for word in encoded))
-    return int.from_bytes(digest.digest(), "big") >> 1 or 1
+        content.append(f"{len(words)};")
+        content += [f"{len(word)}:{word}" for word in words]
+    digest = blake2b("".join(content).encode(), digest_size=8, person=b"tocsin.layout.1").digest()
+    return int.from_bytes(digest, "big") >> 1 or 1
 
 
 def shape_of(layout: r.Layout) -> Shape:
@@ -75,7 +76,10 @@ def check_layout(layout: r.Layout, path: str) -> None:
         raise WireError(f"{path}.series", f"{len(layout.series)} series, expected 1 to {r.LAYOUT_SERIES_MAX}")
     seen: dict[tuple[str, str, tuple[tuple[str, str], ...]], int] = {}
     for n, one in enumerate(layout.series):
-        _series(one, f"{path}.series[{n}]")
+        try:
+            _series(one)
+        except WireError as exc:
+            raise WireError(f"{path}.series[{n}].{exc.path}", exc.problem) from None
         first = seen.setdefault((one.resource, one.metric, one.labels), n)
         if first != n:
             raise WireError(f"{path}.series[{n}]", f"the same series as series[{first}]")
@@ -84,24 +88,27 @@ def check_layout(layout: r.Layout, path: str) -> None:
         raise WireError(f"{path}.id", f"{layout.id:#x}, expected {expected:#x} (the hash of its content)")
 
 
-def _series(series: r.Series, path: str) -> None:
-    name_text(series.resource, f"{path}.resource")
-    named(series.metric, f"{path}.metric")
-    name_text(series.unit, f"{path}.unit")
+def _series(series: r.Series) -> None:
+    """WireError with a path inside the series: a layout has up to a thousand, whose paths are rarely needed."""
+    name_text(series.resource, "resource")
+    named(series.metric, "metric")
+    name_text(series.unit, "unit")
     if not isinstance(series.kind, r.SeriesKind):
-        raise WireError(
-            f"{path}.kind", f"{series.kind}, expected one of {', '.join(str(int(k)) for k in r.SeriesKind)}"
-        )
+        raise WireError("kind", f"{series.kind}, expected one of {', '.join(str(int(k)) for k in r.SeriesKind)}")
     if not 0 <= series.interval_ms <= U32_MAX:
-        raise WireError(f"{path}.interval_ms", f"{series.interval_ms}, expected 0 to {U32_MAX} ms")
+        raise WireError("interval_ms", f"{series.interval_ms}, expected 0 to {U32_MAX} ms")
+    if len(series.labels) > LABELS_MAX:
+        raise WireError("labels", f"{len(series.labels)}, at most {LABELS_MAX}")
     last = ""
-    for n, (name, value) in enumerate(few(series.labels, LABELS_MAX, path, "labels")):
-        named(name, f"{path}.labels[{n}] name")
-        name_text(value, f"{path}.labels[{n}] value")
+    for n, (name, value) in enumerate(series.labels):
+        named(name, f"labels[{n}] name")
+        name_text(value, f"labels[{n}] value")
         if name <= last:
-            raise WireError(f"{path}.labels[{n}]", f'"{name}" after "{last}", expected names in order, each once')
+            raise WireError(f"labels[{n}]", f'"{name}" after "{last}", expected names in order, each once')
         last = name
-    for n, (number, name) in enumerate(few(series.states, STATES_MAX, path, "states")):
-        named(name, f"{path}.states[{n}] name")
+    if len(series.states) > STATES_MAX:
+        raise WireError("states", f"{len(series.states)}, at most {STATES_MAX}")
+    for n, (number, name) in enumerate(series.states):
+        named(name, f"states[{n}] name")
         if not STATE_MIN <= number <= STATE_MAX:
-            raise WireError(f"{path}.states[{n}]", f"{number}, expected a signed 32-bit number")
+            raise WireError(f"states[{n}]", f"{number}, expected a signed 32-bit number")

@@ -43,7 +43,7 @@ def check_frame(frame: r.Frame, path: str = "frame") -> None:
         raise WireError(f"{path}.seq", f"{frame.seq}, expected 1 to 2^63 - 1")
     if not 0 <= frame.follows < frame.seq:
         raise WireError(f"{path}.follows", f"{frame.follows}, expected less than seq {frame.seq}")
-    check_clock(frame.clock, f"{path}.clock")
+    check_clock(frame.clock, path)
     for n, section in enumerate(few(frame.sections, SECTIONS_MAX, path, "sections")):
         _section(section, path, n)
     for n, layout in enumerate(frame.layouts):
@@ -59,17 +59,16 @@ def check_frame(frame: r.Frame, path: str = "frame") -> None:
 
 def check_clock(clock: r.Clock, path: str) -> None:
     if not TIME_MS_MIN <= clock.wall_ms <= TIME_MS_MAX:
-        raise time_error(clock.wall_ms, f"{path}.wall_ms")
+        raise time_error(clock.wall_ms, f"{path}.clock.wall_ms")
     if not 0 <= clock.mono_ms <= TIME_MS_MAX:
-        raise WireError(f"{path}.mono_ms", f"{clock.mono_ms}, expected 0 to {TIME_MS_MAX} ms")
+        raise WireError(f"{path}.clock.mono_ms", f"{clock.mono_ms}, expected 0 to {TIME_MS_MAX} ms")
     if not 0 <= clock.boot < 2**64:
-        raise WireError(f"{path}.boot", f"{clock.boot}, expected an unsigned 64-bit number")
+        raise WireError(f"{path}.clock.boot", f"{clock.boot}, expected an unsigned 64-bit number")
 
 
 def _section(section: r.Section, path: str, n: int) -> None:
-    values, counters, indices, offsets = map(
-        len, (section.values, section.counters, section.indices, section.offsets_ms)
-    )
+    values, counters = len(section.values), len(section.counters)
+    indices, offsets = len(section.indices), len(section.offsets_ms)
     samples = (values + counters) >> 3
     # One test for the sound case; which rule was broken is found only when one was.
     if (
@@ -141,7 +140,7 @@ def check_hello(hello: r.Hello, path: str = "hello") -> None:
     count_63(hello.last_seq, f"{path}.last_seq")
     if not 0 < hello.first_unacked <= hello.last_seq + 1:
         raise WireError(f"{path}.first_unacked", f"{hello.first_unacked}, expected 1 to last_seq + 1")
-    check_clock(hello.clock, f"{path}.clock")
+    check_clock(hello.clock, path)
     for n, name in enumerate(few(hello.capabilities, CAPABILITIES_MAX, path, "capabilities")):
         named(name, f"{path}.capabilities[{n}]")
     name_text(hello.assignment_etag, f"{path}.assignment_etag")
@@ -149,7 +148,7 @@ def check_hello(hello: r.Hello, path: str = "hello") -> None:
 
 
 def check_pulse(pulse: r.Pulse, path: str = "pulse") -> None:
-    check_clock(pulse.clock, f"{path}.clock")
+    check_clock(pulse.clock, path)
     count_63(pulse.backlog_bytes, f"{path}.backlog_bytes")
     count_63(pulse.last_seq, f"{path}.last_seq")
 
