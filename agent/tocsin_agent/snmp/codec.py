@@ -99,7 +99,7 @@ def decode_response(version: Version, community: bytes, datagram: bytes) -> Resp
         return Response(
             request_id=int(api.apiPDU.get_request_id(pdu)),
             error_status=int(api.apiPDU.get_error_status(pdu)),
-            error_index=int(api.apiPDU.get_error_index(pdu)),
+            error_index=int(pdu[2]),  # as sent: agents name an index and leave the varbinds out
             varbinds=tuple((tuple(name), _value(library, value)) for name, value in names),
         )
     except UndecodableError:
