@@ -25,6 +25,33 @@ def run_inline(work: Awaitable[T]) -> T:
     raise RuntimeError("an inline coroutine awaited something that is not its connection")
 
 
+class InlineCursor:
+    """The part of aiosqlite's Cursor that operations use."""
+
+    def __init__(self, cursor: sqlite3.Cursor) -> None:
+        self.raw = cursor
+
+    @property
+    def rowcount(self) -> int:
+        return self.raw.rowcount
+
+    @property
+    def lastrowid(self) -> int | None:
+        return self.raw.lastrowid
+
+    async def fetchone(self) -> Any:
+        return self.raw.fetchone()
+
+    async def fetchmany(self, size: int) -> list[Any]:
+        return self.raw.fetchmany(size)
+
+    async def fetchall(self) -> list[Any]:
+        return self.raw.fetchall()
+
+    async def close(self) -> None:
+        self.raw.close()
+
+
 class InlineConnection:
     """The part of aiosqlite's Connection that the store uses, and `whole`."""
 
@@ -35,17 +62,17 @@ class InlineConnection:
     def in_transaction(self) -> bool:
         return self.raw.in_transaction
 
-    async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> sqlite3.Cursor:
-        return self.raw.execute(sql, _parameters(parameters))
+    async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> InlineCursor:
+        return InlineCursor(self.raw.execute(sql, _parameters(parameters)))
 
-    async def executemany(self, sql: str, parameters: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
-        return self.raw.executemany(sql, parameters)
+    async def executemany(self, sql: str, parameters: Iterable[Sequence[Any]]) -> InlineCursor:
+        return InlineCursor(self.raw.executemany(sql, parameters))
 
     async def execute_fetchall(self, sql: str, parameters: Iterable[Any] | None = None) -> list[Any]:
         return self.raw.execute(sql, _parameters(parameters)).fetchall()
 
-    async def executescript(self, sql: str) -> sqlite3.Cursor:
-        return self.raw.executescript(sql)
+    async def executescript(self, sql: str) -> InlineCursor:
+        return InlineCursor(self.raw.executescript(sql))
 
     async def set_progress_handler(self, handler: Callable[[], int | None] | None, n: int) -> None:
         self.raw.set_progress_handler(handler, n)

@@ -17,6 +17,7 @@ log = structlog.get_logger(__name__)
 KEEP = 2
 _MAGIC = b"TOCSNAP1"
 _DIGEST_BYTES = 32
+_NAME_DIGITS = 20
 _HEAD_BYTES = len(_MAGIC) + 8 + _DIGEST_BYTES
 
 
@@ -35,7 +36,7 @@ class Snapshots:
     def write(self, offset: int, data: bytes) -> Path:
         """Write, sync, give it its name, then delete those beyond `keep`. OSError when the disk will not have it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{offset:020}.snap"
+        path = self.folder / f"{offset:0{_NAME_DIGITS}}.snap"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             file.write(_MAGIC + offset.to_bytes(8, "little") + _digest(offset, data))
@@ -63,7 +64,13 @@ class Snapshots:
 
     def highest(self) -> int:
         """The highest offset any snapshot names, valid or not; 0 without one."""
-        return max((int(path.stem) for path in self._files()), default=0)
+        return max((int(path.name[:_NAME_DIGITS]) for path in self.folder.glob("[0-9]*.snap*")), default=0)
+
+    def set_aside(self, last: int) -> None:
+        """Rename those of entries behind `last`, which the journal does not hold: they tell of another history."""
+        for path in self._files():
+            if int(path.stem) > last:
+                path.replace(path.with_name(f"{path.name}.bad"))
 
     def _files(self) -> list[Path]:
         if not self.folder.is_dir():

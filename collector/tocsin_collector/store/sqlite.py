@@ -236,12 +236,12 @@ class SqliteStore:
             )
             rows: list[Row] = []
             size = 0
-            for found in cursor:
+            for found in cursor.raw:
                 rows.append(Row(*found))
                 size += len(rows[-1].body) + 64
                 if size >= bytes_max:
                     break
-            cursor.close()
+            await cursor.close()
             return rows
 
         return await self._connection.whole(work)

@@ -17,9 +17,13 @@ _STATES = msgspec.json.Decoder(tuple[tuple[int, str], ...])
 
 
 async def read_truth(connection: Statements) -> Truth:
-    ((offset,),) = await connection.execute_fetchall('SELECT coalesce(max("offset"), 0) FROM journal')
+    newest = await connection.execute_fetchall(
+        'SELECT "offset", received_ms FROM journal ORDER BY "offset" DESC LIMIT 1'
+    )
+    offset, at_ms = next(iter(newest), (0, 0))
     return Truth(
         offset=offset,
+        at_ms=at_ms,
         config=await _config(connection),
         series=await _series(connection),
         layouts=await _layouts(connection),
