@@ -9,9 +9,10 @@ from operator import attrgetter
 from typing import Any, Final
 
 from tocsin_proto import records as r
-from tocsin_proto.limits import WireError
+from tocsin_proto.limits import EVENTS_MAX, GAPS_MAX, LAYOUTS_MAX, SECTIONS_MAX, WireError
 
 _KINDS: Final[Mapping[int, r.SeriesKind]] = {int(kind): kind for kind in r.SeriesKind}
+_PARTS_MAX: Final = LAYOUTS_MAX + SECTIONS_MAX + EVENTS_MAX + GAPS_MAX
 _HELLO_FLAT: Final = tuple(name for name in r.Hello.__struct_fields__ if name not in ("clock", "capabilities"))
 
 
@@ -65,6 +66,9 @@ def fill_frame(frame: r.Frame, wire: Any) -> None:
 def read_frame(wire: Any) -> r.Frame:
     # Slices and truth tests instead of iteration: a repeated field is slow to iterate and slower when it is empty.
     layouts, sections, events, gaps = wire.layouts, wire.sections, wire.events, wire.gaps
+    if len(layouts) + len(sections) + len(events) + len(gaps) > _PARTS_MAX:
+        # Before any record is made: an empty part is two bytes, and a full frame of them would hold the loop up.
+        raise WireError("frame", f"more than {_PARTS_MAX} layouts, sections, events and gaps together")
     return r.Frame(
         wire.seq,
         wire.follows,
@@ -104,6 +108,9 @@ def _fill_layout(layout: r.Layout, wire: Any) -> None:
 
 
 def _layout(wire: Any, n: int) -> r.Layout:
+    if len(wire.series) > r.LAYOUT_SERIES_MAX:
+        problem = f"{len(wire.series)} series, expected 1 to {r.LAYOUT_SERIES_MAX}"
+        raise WireError(f"frame.layouts[{n}].series", problem)
     return r.Layout(wire.id, tuple([_series(one, n, k) for k, one in enumerate(wire.series[:])]))
 
 

@@ -16,6 +16,7 @@ from tocsin_proto.limits import (
     EVENTS_MAX,
     GAPS_MAX,
     INT_MAX,
+    LAYOUTS_MAX,
     REFUSED_MAX,
     SECTIONS_MAX,
     SETTINGS_BYTES_MAX,
@@ -46,7 +47,7 @@ def check_frame(frame: r.Frame, path: str = "frame") -> None:
     check_clock(frame.clock, path)
     for n, section in enumerate(few(frame.sections, SECTIONS_MAX, path, "sections")):
         _section(section, path, n)
-    for n, layout in enumerate(frame.layouts):
+    for n, layout in enumerate(few(frame.layouts, LAYOUTS_MAX, path, "layouts")):
         check_layout(layout, f"{path}.layouts[{n}]")
     for n, event in enumerate(few(frame.events, EVENTS_MAX, path, "events")):
         _event(event, f"{path}.events[{n}]")

@@ -320,6 +320,7 @@ REFUSED: dict[str, tuple[r.AgentMessage, str]] = {
         changed(events=(msgspec.structs.replace(EVENT, fields=(("b", ""), ("a", ""))),)),
         'frame.events[0].fields[1]: "a" after "b", expected fields sorted by name',
     ),
+    "too many layouts": (changed(layouts=(LAYOUT,) * 1001), "frame.layouts: 1001, at most 1000"),
     "too many events": (changed(events=(EVENT,) * (EVENTS_MAX + 1)), "frame.events: 1001, at most 1000"),
     "a gap that ends before it begins": (
         changed(gaps=(r.Gap(5, 4, 0, 0, ""),)),
@@ -348,7 +349,7 @@ def test_a_message_that_breaks_a_rule_is_not_encoded(case: str) -> None:
     assert str(refused.value) == expected
 
 
-def frame_with(fill: Callable[[Any], None]) -> bytes:
+def frame_with(fill: Callable[[Any], object]) -> bytes:
     """A sound frame on the wire, changed by `fill` behind the back of the encoder."""
     wire = pb.AgentMessage.FromString(codec.encode_agent(FRAME))
     fill(wire.frame)
@@ -360,7 +361,7 @@ def set_fields(message: Any, **values: Any) -> None:
         setattr(message, name, value)
 
 
-FOREIGN: dict[str, tuple[Callable[[Any], None], str]] = {
+FOREIGN: dict[str, tuple[Callable[[Any], object], str]] = {
     "unknown kind": (
         lambda f: set_fields(f.layouts[0].series[1], kind=9),
         "frame.layouts[0].series[1].kind: 9, expected one of 1, 2, 3, 4",
@@ -391,6 +392,14 @@ FOREIGN: dict[str, tuple[Callable[[Any], None], str]] = {
         "frame.sections[0].values: 12 bytes, expected a multiple of 8",
     ),
     "sequence number 0": (lambda f: set_fields(f, seq=0), "frame.seq: 0, expected 1 to 2^63 - 1"),
+    "a flood of empty sections": (
+        lambda f: [f.sections.add() for _ in range(5000)],
+        "frame: more than 4000 layouts, sections, events and gaps together",
+    ),
+    "a flood of empty series": (
+        lambda f: [f.layouts[0].series.add() for _ in range(5000)],
+        "frame.layouts[0].series: 5003 series, expected 1 to 1000",
+    ),
     "changed layout": (
         lambda f: set_fields(f.layouts[0].series[0], unit="%"),
         f"frame.layouts[0].id: {LAYOUT.id:#x}, expected "
