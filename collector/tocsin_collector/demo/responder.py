@@ -58,9 +58,9 @@ class Agent:
             return None
         names = [tuple(name) for name, _ in api.apiPDU.get_varbinds(pdu)]
         if pdu.tagSet == api.GetRequestPDU.tagSet:
-            found = [self._get(name) for name in names]
+            found = [self._get(name, version) for name in names]
         elif pdu.tagSet == api.GetNextRequestPDU.tagSet:
-            found = [self._next(name) for name in names]
+            found = [self._next(name, version) for name in names]
         elif version == 1 and pdu.tagSet == api.GetBulkRequestPDU.tagSet:
             return self._bulk(library, message, pdu, names, now_s)
         else:
@@ -75,14 +75,16 @@ class Agent:
             return _reply(library, version, message, pdu, [], now_s, 1)
         return reply
 
-    def _get(self, name: Oid) -> "_Found":
-        return name, self._cells.get(name, "noSuchInstance")
+    def _get(self, name: Oid, version: int) -> "_Found":
+        cell = self._cells.get(name)
+        return name, "noSuchInstance" if cell is None or _hidden(cell, version) else cell
 
-    def _next(self, name: Oid) -> "_Found":
-        place = bisect.bisect_right(self._order, name)
-        if place == len(self._order):
-            return name, "endOfMibView"
-        return self._order[place], self._cells[self._order[place]]
+    def _next(self, name: Oid, version: int = 1) -> "_Found":
+        for place in range(bisect.bisect_right(self._order, name), len(self._order)):
+            cell = self._cells[self._order[place]]
+            if not _hidden(cell, version):
+                return self._order[place], cell
+        return name, "endOfMibView"
 
     def _bulk(self, library: "_Library", message: Any, pdu: Any, names: list[Oid], now_s: float) -> bytes:
         api = library.apis[1]
@@ -107,6 +109,10 @@ class Agent:
 
 
 _Found = tuple[Oid, Cell | str]
+
+
+def _hidden(cell: Cell, version: int) -> bool:
+    return version == 0 and cell.kind == "counter64"  # v1 has no 64-bit counters: it passes over them (RFC 3584, 4.2)
 
 
 @dataclass(frozen=True, slots=True)
