@@ -8,11 +8,13 @@ Invariant: a token of n uses admits at most n machines; use, agent row and audit
 
 import base64
 import binascii
-from collections.abc import Iterable, Sequence
+import re
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
+
+from tocsin_collector.store.base import Statements
 
 PREFIX = "tocsin1."
 SECRET_BYTES = 32
@@ -23,18 +25,7 @@ LIVE_MAX = 1000  # tokens that can still be used, all together
 KEPT_MS = 90 * 86_400_000  # dead tokens are listed so long
 TEXT_BYTES_MAX = 8 * 1024
 
-
-class Cursor(Protocol):
-    @property
-    def rowcount(self) -> int: ...
-    async def fetchone(self) -> Any: ...
-    async def fetchall(self) -> Iterable[Any]: ...
-
-
-class Connection(Protocol):
-    """What an operation needs of the writer's connection: aiosqlite's, or one in line."""
-
-    async def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Cursor: ...
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # an id of the registry
 
 
 class TokenError(ValueError):
@@ -94,7 +85,7 @@ def digest(secret: bytes) -> bytes:
 
 
 async def create(
-    connection: Connection,
+    connection: Statements,
     *,
     secret: bytes,
     actor: str,
@@ -110,6 +101,8 @@ async def create(
         raise TokenError(f"token lifetime: {ttl_ms // 1000} s, between 1 s and {TTL_MS_MAX // 86_400_000} days")
     if not 0 < uses <= USES_MAX:
         raise TokenError(f"token uses: {uses}, between 1 and {USES_MAX}")
+    if device and not _NAME.fullmatch(device):
+        raise TokenError(f"token device: {device!r} is no id; letters, digits, dot, dash, underscore, at most 63")
     if device and uses != 1:
         raise TokenError(f"token uses: {uses} for the one device {device!r}; name no device, or allow one use")
     if await _live(connection, now_ms) >= LIVE_MAX:
@@ -126,19 +119,17 @@ async def create(
     return token
 
 
-async def listed(connection: Connection) -> list[Token]:
+async def listed(connection: Statements) -> list[Token]:
     """All tokens that are kept, the newest first."""
-    cursor = await connection.execute(f"SELECT {_COLUMNS} FROM enrolment_token ORDER BY created_ms DESC, id")  # noqa: S608
-    return [Token(*row) for row in await cursor.fetchall()]
+    return await _select(connection, "ORDER BY created_ms DESC, id")
 
 
-async def revoke(connection: Connection, id: str, *, actor: str, now_ms: int) -> Token:
+async def revoke(connection: Statements, id: str, *, actor: str, now_ms: int) -> Token:
     """No further use of it. Doing it again changes nothing. Raises TokenError when there is no such token."""
-    cursor = await connection.execute(f"SELECT {_COLUMNS} FROM enrolment_token WHERE id = ?", (id,))  # noqa: S608
-    row = await cursor.fetchone()
-    if row is None:
+    found = await _select(connection, "WHERE id = ?", id)
+    if not found:
         raise TokenError(f"no token {id!r}; `tocsin token ls` shows those there are")
-    token = Token(*row)
+    token = found[0]
     if token.revoked_ms:
         return token
     await connection.execute("UPDATE enrolment_token SET revoked_ms = ? WHERE id = ?", (now_ms, id))
@@ -146,25 +137,28 @@ async def revoke(connection: Connection, id: str, *, actor: str, now_ms: int) ->
     return msgspec.structs.replace(token, revoked_ms=now_ms)
 
 
-async def find(connection: Connection, hashed: bytes, now_ms: int) -> Token | None:
-    """The token of this hash if it can be used now. Wrong, expired, used up and revoked look the same."""
-    cursor = await connection.execute(f"SELECT {_COLUMNS} FROM enrolment_token WHERE hash = ?", (hashed,))  # noqa: S608
-    row = await cursor.fetchone()
-    token = None if row is None else Token(*row)
-    return token if token is not None and token.is_usable(now_ms) else None
+async def find(connection: Statements, hashed: bytes) -> Token | None:
+    """The token of this hash, usable or not: see `Token.is_usable`."""
+    found = await _select(connection, "WHERE hash = ?", hashed)
+    return found[0] if found else None
 
 
-async def consume(connection: Connection, token: Token, now_ms: int) -> bool:
+async def consume(connection: Statements, token: Token, now_ms: int) -> bool:
     """Take one use. False when there was none left after all: the statement itself decides, whoever asks first."""
-    cursor = await connection.execute(
+    taken = await connection.execute_fetchall(
         "UPDATE enrolment_token SET uses_left = uses_left - 1"
-        " WHERE id = ? AND uses_left > 0 AND revoked_ms = 0 AND expires_ms > ?",
+        " WHERE id = ? AND uses_left > 0 AND revoked_ms = 0 AND expires_ms > ? RETURNING id",
         (token.id, now_ms),
     )
-    return cursor.rowcount == 1
+    return bool(list(taken))
 
 
-async def audit(connection: Connection, now_ms: int, actor: str, action: str, detail: dict[str, str]) -> None:
+async def give_back(connection: Statements, token: Token) -> None:
+    """Undo `consume` within its transaction: the machine was refused for something that its owner can mend."""
+    await connection.execute("UPDATE enrolment_token SET uses_left = uses_left + 1 WHERE id = ?", (token.id,))
+
+
+async def audit(connection: Statements, now_ms: int, actor: str, action: str, detail: dict[str, str]) -> None:
     """One line of the audit. What came from outside is cut to 300 characters a field."""
     facts = {name: value[:300] for name, value in detail.items() if value}
     await connection.execute(
@@ -173,14 +167,17 @@ async def audit(connection: Connection, now_ms: int, actor: str, action: str, de
     )
 
 
-_COLUMNS = "id, device, site, uses_left, created_ms, expires_ms, created_by, revoked_ms"
+async def _select(connection: Statements, where: str, *parameters: Any) -> list[Token]:
+    columns = ", ".join(Token.__struct_fields__)
+    rows = await connection.execute_fetchall(f"SELECT {columns} FROM enrolment_token {where}", parameters)  # noqa: S608
+    return [Token(*row) for row in rows]
 
 
-async def _live(connection: Connection, now_ms: int) -> int:
-    cursor = await connection.execute(
+async def _live(connection: Statements, now_ms: int) -> int:
+    rows = await connection.execute_fetchall(
         "SELECT count(*) FROM enrolment_token WHERE uses_left > 0 AND revoked_ms = 0 AND expires_ms > ?", (now_ms,)
     )
-    return int((await cursor.fetchone())[0])
+    return sum(int(count) for (count,) in rows)
 
 
 def _base64url(data: bytes) -> str:
