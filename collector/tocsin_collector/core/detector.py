@@ -113,7 +113,7 @@ class Detector:
         elapsed = at_ms - c.last_ms[ids]
         before = c.raw[ids]
         with np.errstate(divide="ignore", invalid="ignore"):
-            rate = (raw - before) * (1000.0 / elapsed)
+            rate = (raw - before) * 1000.0 / elapsed
         quiet = raw >= before
         quiet &= rate <= c.high[ids]
         quiet &= rate >= c.low[ids]

@@ -7,25 +7,22 @@ layouts, samples, timers, evidence, findings. The invariant (law 3): the same en
 import msgspec
 import numpy as np
 
-from tocsin_collector.core.agents import Agent, AgentState, AgentView
-from tocsin_collector.core.book import Book, BookState
-from tocsin_collector.core.detector import Change, Detector, SlotState
+from tocsin_collector.core import snapshot
+from tocsin_collector.core.agents import Agent, AgentView
+from tocsin_collector.core.book import Book
+from tocsin_collector.core.detector import Change, Detector
 from tocsin_collector.core.findings import AGENT_SILENT, agent_silent, finding_of, key_of
 from tocsin_collector.core.layouts import REACHABLE, Layouts
-from tocsin_collector.core.ledger import Tracker, TrackerState
+from tocsin_collector.core.ledger import Tracker
 from tocsin_collector.core.model import (
-    LIVE_STATES,
     Command,
-    ComponentState,
     Config,
     Device,
     Effect,
     Entry,
     FrameIn,
     GapSeen,
-    IncidentState,
     PulseIn,
-    Record,
     Refused,
     Registry,
     SeriesAdded,
@@ -39,31 +36,8 @@ from tocsin_collector.core.rules import RuleSet
 from tocsin_collector.core.series import WATCHED, Catalogue, Floats, Ints
 from tocsin_collector.core.topology import Topology
 
-ENGINE_VERSION = 1
 TICK_HOLE_MS = 5000  # ticks further apart than this: the collector was stopped in between
 STALE_EVERY_MS = 5000
-
-
-class SnapshotError(Exception):
-    """This snapshot is not one that this engine can go on from."""
-
-
-class _Snapshot(Record, frozen=True):
-    version: int
-    offset: int
-    config: Config
-    series: tuple[SeriesAdded, ...]
-    series_agents: tuple[str, ...]
-    columns: dict[str, bytes]
-    slots: tuple[SlotState, ...]
-    agents: tuple[AgentState, ...]
-    layouts: tuple[tuple[str, int, tuple[int, ...]], ...]
-    trackers: tuple[TrackerState, ...]
-    book: BookState
-    last_tick_ms: int
-    resumed_ms: int
-    flushed_ms: int
-    stale_checked_ms: int
 
 
 class Engine:
@@ -77,6 +51,7 @@ class Engine:
         self.detector = Detector(self.catalogue)
         self.layouts = Layouts(self.catalogue, self.detector, self._watch)
         self.layouts.on_new = self._on_new_series
+        self.layouts.on_gap = self._on_gap
         self.topology = Topology()
         self.book = Book(self.topology, self._last_evidence, self._patience)
         self.book.catching_up = self._is_catching_up
@@ -85,11 +60,11 @@ class Engine:
         self.trackers: dict[str, Tracker] = {}
         self.reach: dict[int, Tracker] = {}  # series id of device.reachable -> the device's tracker
         self.no_data: dict[int, int] = {}  # series id -> milliseconds without data that its rules allow
-        self._agents: dict[str, Agent] = {}
+        self.known: dict[str, Agent] = {}
         self._allowed: dict[str, frozenset[str]] = {}
-        self._last_tick_ms = 0
-        self._resumed_ms = 0
-        self._stale_checked_ms = 0
+        self.last_tick_ms = 0
+        self.resumed_ms = 0
+        self.stale_checked_ms = 0
 
     # ------------------------------------------------------------------------------------------------------- entries
 
@@ -134,10 +109,10 @@ class Engine:
         if made_ms > agent.watermark_ms:
             agent.watermark_ms = made_ms
             self.detector.advance(agent.name, made_ms)
-        if self.detector.changes or self.detector.watched_samples:
-            self._settle(agent, now_ms, out)
         if agent.tracker is not None:
             out += self._stamped(agent.tracker.evidence(made_ms, now_ms))
+        if self.detector.changes or self.detector.watched_samples:
+            self._settle(now_ms, out)
         if caught_up:
             deferred, agent.deferred = agent.deferred, {}
             self.book.tell_deferred(deferred, agent.name)
@@ -147,17 +122,14 @@ class Engine:
         settings = self.config.settings
         return at_ms if now_ms - settings.past_ms_max <= at_ms <= now_ms + settings.future_ms_max else now_ms
 
-    def _settle(self, agent: Agent | None, now_ms: int, out: list[Effect]) -> None:
+    def _settle(self, now_ms: int, out: list[Effect]) -> None:
         """Evidence and changed findings of this entry, in the order of their event time."""
         changes, self.detector.changes = self.detector.changes, []
         samples, self.detector.watched_samples = self.detector.watched_samples, []
-        events: list[tuple[int, int, int, int | Change]] = [(at, 0, n, sid) for n, (sid, at) in enumerate(samples)]
-        events += [(change.at_ms, 1, n, change) for n, change in enumerate(changes)]
-        events.sort(key=lambda event: event[:3])
-        if agent is not None and agent.tracker is not None and events:
-            # The host itself is known up to the first of them; its frame is the evidence.
-            out += self._stamped(agent.tracker.evidence(events[0][0], now_ms))
-        for at_ms, _, _, what in events:
+        events: list[tuple[int, int, int, int, int | Change]] = [(at, 0, sid, 0, sid) for sid, at in samples]
+        events += [(change.at_ms, 1, change.sid, change.rule, change) for change in changes]
+        events.sort(key=lambda event: event[:4])  # stable, and the same whatever order timers are kept in
+        for at_ms, _, _, _, what in events:
             if isinstance(what, int):
                 self._evidence(what, at_ms, now_ms, out)
             else:
@@ -178,7 +150,7 @@ class Engine:
         tracker = self._synced(info.device)
         if tracker is not None and not change.is_crossing:
             impact, is_raised = rule.impact, change.severity is not None
-            out += self._stamped(tracker.change(change.at_ms, key, impact, is_raised=is_raised))
+            out += self._stamped(tracker.change(change.at_ms, key, impact, is_raised))
         device = self.devices.get(info.device)
         finding = finding_of(change, rule, info, device, self.catalogue.agent[change.sid])
         if change.severity is None:
@@ -189,16 +161,16 @@ class Engine:
     # --------------------------------------------------------------------------------------------------------- ticks
 
     def _tick(self, now_ms: int, out: list[Effect]) -> None:
-        if self._last_tick_ms and now_ms - self._last_tick_ms > TICK_HOLE_MS:
-            self._resumed_ms = now_ms  # silence during our own absence is nobody's fault
-        self._last_tick_ms = now_ms
+        if self.last_tick_ms and now_ms - self.last_tick_ms > TICK_HOLE_MS:
+            self.resumed_ms = now_ms  # silence during our own absence is nobody's fault
+        self.last_tick_ms = now_ms
         silent_after = self.config.settings.silent_after_ms
-        for agent in self._agents.values():
-            heard_ms = max(agent.last_received_ms, self._resumed_ms)
+        for agent in self.known.values():
+            heard_ms = max(agent.last_received_ms, self.resumed_ms)
             if not agent.is_silent and agent.last_received_ms and now_ms - heard_ms > silent_after:
                 self._silence(agent, out)
-        if now_ms - self._stale_checked_ms >= STALE_EVERY_MS:
-            self._stale_checked_ms = now_ms
+        if now_ms - self.stale_checked_ms >= STALE_EVERY_MS:
+            self.stale_checked_ms = now_ms
             self._check_stale(out)
         if self.no_data:
             self._check_no_data(now_ms, out)
@@ -216,7 +188,7 @@ class Engine:
     def _check_stale(self, out: list[Effect]) -> None:
         """Devices whose agent lives but no longer speaks of them."""
         for sid, tracker in self.reach.items():
-            agent = self._agents.get(self.catalogue.agent[sid])
+            agent = self.known.get(self.catalogue.agent[sid])
             if agent is None or agent.is_silent or agent.catching_up or tracker.is_silent:
                 continue
             if agent.watermark_ms - self.catalogue.m_last_ms[sid] > tracker.window_ms:
@@ -227,21 +199,21 @@ class Engine:
     def _check_no_data(self, now_ms: int, out: list[Effect]) -> None:
         c = self.catalogue
         for sid, gap_ms in self.no_data.items():
-            agent = self._agents.get(c.agent[sid])
+            agent = self.known.get(c.agent[sid])
             if agent is None or agent.is_silent or not c.m_last_ms[sid]:
                 continue
             if agent.watermark_ms - c.m_last_ms[sid] >= gap_ms:
                 self.detector.no_data(sid, agent.watermark_ms)
         if self.detector.changes:
-            self._settle(None, now_ms, out)
+            self._settle(now_ms, out)
 
     # -------------------------------------------------------------------------------------------------------- agents
 
     def _hear(self, name: str, now_ms: int) -> Agent:
         """Something came from this agent: it lives."""
-        agent = self._agents.get(name)
+        agent = self.known.get(name)
         if agent is None:
-            agent = self._agents[name] = Agent(name)
+            agent = self.known[name] = Agent(name)
             agent.allowed = self._allowed.get(name, frozenset((name,)))
             agent.tracker = self.trackers.get(name)
         agent.last_received_ms = now_ms
@@ -251,11 +223,11 @@ class Engine:
         return agent
 
     def _is_catching_up(self, name: str) -> bool:
-        agent = self._agents.get(name)
+        agent = self.known.get(name)
         return agent is not None and agent.catching_up
 
     def _defer(self, name: str, incident: str) -> None:
-        self._agents[name].deferred[incident] = None
+        self.known[name].deferred[incident] = None
 
     # -------------------------------------------------------------------------------------------------- configuration
 
@@ -274,11 +246,11 @@ class Engine:
             if tracker is None:
                 tracker = self.trackers[device.id] = Tracker(device.id, 0)
                 out += self._stamped([tracker.begin(now_ms)])
-            tracker.window_ms = self._window(device)
+            tracker.window_ms = self.window(device)
         for name in [name for name in self.trackers if name not in devices]:
             out += self._stamped(self.trackers.pop(name).silence())
         self._bind()
-        for agent in self._agents.values():
+        for agent in self.known.values():
             agent.tracker = self.trackers.get(agent.name)
             allowed = self._allowed.get(agent.name, frozenset((agent.name,)))
             agent.allowed = allowed
@@ -311,10 +283,10 @@ class Engine:
             key = key_of(rule, info)
             tracker = self._synced(info.device)
             if tracker is not None:
-                out += self._stamped(tracker.change(now_ms, key, rule.impact, is_raised=False))
+                out += self._stamped(tracker.change(now_ms, key, rule.impact, False))
             self.book.clear(key, now_ms, Step(now_ms, "rule_gone", {"rule": rule.id}))
 
-    def _window(self, device: Device) -> int:
+    def window(self, device: Device) -> int:
         """How long evidence holds: three polls, and never less than an agent may be silent."""
         polls = 3 * device.snmp.interval_ms if device.snmp else 0
         return max(self.config.settings.silent_after_ms, polls)
@@ -339,6 +311,10 @@ class Engine:
         ]
         if gaps:
             self.no_data[info.id] = min(gaps)
+
+    def _on_gap(self, sid: int) -> None:
+        """A hole in a series' event time begins where its last sample was: remember that before the next one comes."""
+        self._synced(self.catalogue.info[sid].device)
 
     def _watch(self, sid: int) -> int:
         tracker = self.reach.get(sid)
@@ -380,11 +356,11 @@ class Engine:
     # --------------------------------------------------------------------------------------------------------- views
 
     def agents(self) -> list[AgentView]:
-        return [agent.view() for agent in self._agents.values()]
+        return [agent.view() for agent in self.known.values()]
 
     def latest(self, agent: str) -> tuple[Ints, Ints, Floats]:
         """Ids (n,), event times (n,) and newest values (n,) of what the agent reports; a counter's value is its rate."""
-        known = self._agents.get(agent)
+        known = self.known.get(agent)
         parts = [where.ids[where.ids >= 0] for where in known.layouts.values()] if known else []
         ids = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
         ids = ids[self.catalogue.last_ms[ids] > 0]
@@ -394,83 +370,20 @@ class Engine:
 
     def snapshot(self) -> bytes:
         """All state, stamped with the engine's version; rules and registry are part of it."""
-        c = self.catalogue
-        columns = {name: getattr(c, name)[: c.count].tobytes() for name in COLUMNS}
-        return msgspec.msgpack.encode(
-            _Snapshot(
-                version=ENGINE_VERSION,
-                offset=self.offset,
-                config=self.config,
-                series=tuple(c.info),
-                series_agents=tuple(c.agent),
-                columns=columns,
-                slots=self.detector.freeze(),
-                agents=tuple(agent.freeze() for agent in self._agents.values()),
-                layouts=tuple(
-                    (agent.name, layout, where.declared)
-                    for agent in self._agents.values()
-                    for layout, where in agent.layouts.items()
-                ),
-                trackers=tuple(tracker.freeze() for tracker in self.trackers.values()),
-                book=self.book.freeze(),
-                last_tick_ms=self._last_tick_ms,
-                resumed_ms=self._resumed_ms,
-                flushed_ms=self.book.flushed_ms,
-                stale_checked_ms=self._stale_checked_ms,
-            )
-        )
+        return snapshot.freeze(self)
 
     @classmethod
     def restore(cls, data: bytes) -> "Engine":
         """Go on from a snapshot. SnapshotError: it is not whole, or another engine's."""
-        try:
-            snapshot = msgspec.msgpack.decode(data, type=_Snapshot)
-        except msgspec.MsgspecError as error:
-            raise SnapshotError(f"snapshot cannot be read: {error}") from error
-        if snapshot.version != ENGINE_VERSION:
-            raise SnapshotError(f"snapshot of engine version {snapshot.version}, this is {ENGINE_VERSION}")
-        self = cls()
-        self._load(snapshot.config, snapshot.series, snapshot.series_agents)
-        c = self.catalogue
-        for name, raw in snapshot.columns.items():
-            getattr(c, name)[: c.count] = np.frombuffer(raw, getattr(c, name).dtype)
-        self.detector.thaw(snapshot.slots)
-        self.trackers = {state.component: Tracker.thaw(state) for state in snapshot.trackers}
-        self._agents = {state.name: Agent.thaw(state) for state in snapshot.agents}
-        self.book.thaw(snapshot.book)
-        self.book.flushed_ms = snapshot.flushed_ms
-        self._rejoin(snapshot.layouts)
-        for name, raw in snapshot.columns.items():  # binding watches series anew; the flags are as they were
-            getattr(c, name)[: c.count] = np.frombuffer(raw, getattr(c, name).dtype)
-        self.offset = snapshot.offset
-        self._last_tick_ms, self._resumed_ms = snapshot.last_tick_ms, snapshot.resumed_ms
-        self._stale_checked_ms = snapshot.stale_checked_ms
-        return self
+        return snapshot.thaw(cls(), data)
 
     @classmethod
     def from_truth(cls, truth: Truth) -> "Engine":
         """Start from what the store has committed: incidents and ledger go on, series state warms up."""
-        self = cls()
-        self.offset = truth.offset
-        self._load(truth.config or self.config, truth.series, tuple(info.agent for info in truth.series))
-        window = {device.id: self._window(device) for device in self.config.registry.devices}
-        for tail in truth.tails:
-            tracker = Tracker(tail.component, window.get(tail.component, self.config.settings.silent_after_ms))
-            tracker.written, tracker.written_cause = tail.state, tail.cause
-            tracker.changed_ms = tail.start_ms
-            tracker.is_silent = tail.state is ComponentState.UNKNOWN
-            tracker.last_ms = tail.start_ms if tracker.is_silent else truth.at_ms
-            self.trackers[tail.component] = tracker
-        for layout in truth.layouts:
-            self._agents.setdefault(layout.agent, Agent(layout.agent))
-        for agent in self._agents.values():
-            agent.last_received_ms = truth.at_ms
-        self._last_tick_ms = truth.at_ms
-        self._recall(truth)
-        self._rejoin(tuple((layout.agent, layout.layout, layout.series) for layout in truth.layouts))
-        return self
+        return snapshot.recall(cls(), truth)
 
-    def _load(self, config: Config, series: tuple[SeriesAdded, ...], agents: tuple[str, ...]) -> None:
+    def load(self, config: Config, series: tuple[SeriesAdded, ...], agents: tuple[str, ...]) -> None:
+        """Registry, rules and catalogue as they were; part of every start."""
         self.config = config
         self.book.settings = config.settings
         self.devices = self.layouts.devices = {device.id: device for device in config.registry.devices}
@@ -481,42 +394,11 @@ class Engine:
             self.catalogue.add(info, self.detector.set.compile(info, self.devices.get(info.device)))
         self.catalogue.agent = list(agents)
 
-    def _recall(self, truth: Truth) -> None:
-        """Findings of incidents that are not over are raised still, until a sample says otherwise."""
-        indices = {rule.id: index for index, rule in enumerate(self.detector.set.rules)}
-        slots: list[SlotState] = []
-        raised: list[tuple[str, str, bool, str]] = []
-        for incident in truth.incidents:
-            if incident.state not in LIVE_STATES:
-                continue
-            index = indices.get(incident.rule, -1)
-            agent = incident.device
-            is_reachability = incident.rule == AGENT_SILENT.id
-            if incident.rule == AGENT_SILENT.id:
-                if incident.device in self._agents:
-                    self._agents[incident.device].is_silent = True
-            elif index >= 0 and 0 <= incident.series < self.catalogue.count:
-                rule = self.detector.set.rules[index]
-                is_reachability, agent = rule.is_reachability, self.catalogue.agent[incident.series]
-                phase = tuple(2 * (level.severity.rank <= incident.severity.rank) for level in rule.levels)
-                since = (incident.opened_ms,) * len(phase)
-                slots.append(SlotState(incident.series, index, phase, since, True, float("nan")))
-                tracker = self.trackers.get(incident.device)
-                if tracker is not None:
-                    tracker.recall(incident.key, rule.impact)
-            raised.append((incident.key, incident.device, is_reachability, agent))
-        self.detector.thaw(tuple(slots))
-        held = {i.id: truth.at_ms for i in truth.incidents if i.state is IncidentState.HELD}
-        self.book.thaw(BookState(truth.incidents, tuple(raised), held, ()))
-
-    def _rejoin(self, layouts: tuple[tuple[str, int, tuple[int, ...]], ...]) -> None:
+    def rejoin(self, layouts: tuple[tuple[str, int, tuple[int, ...]], ...]) -> None:
         """Tie agents, trackers and layouts together again."""
         self._bind()
-        for agent in self._agents.values():
+        for agent in self.known.values():
             agent.allowed = self._allowed.get(agent.name, frozenset((agent.name,)))
             agent.tracker = self.trackers.get(agent.name)
         for name, layout, declared in layouts:
-            self.layouts.adopt(self._agents[name], layout, declared)
-
-
-COLUMNS = ("last_ms", "value", "raw", "low", "high", "flags")
+            self.layouts.adopt(self.known[name], layout, declared)

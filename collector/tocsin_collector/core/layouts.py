@@ -27,6 +27,7 @@ class Layouts:
         self.detector = detector
         self.devices: dict[str, Device] = {}
         self.on_new: Callable[[SeriesAdded], None] = lambda info: None
+        self.on_gap: Callable[[int], None] = lambda sid: None
         self._watch = watch
 
     # ------------------------------------------------------------------------------------------------------- layouts
@@ -165,6 +166,7 @@ class Layouts:
         holes = np.flatnonzero((at_ms - last > where.watch_gap_ms) & (last > 0))
         for sid in where.watched[holes].tolist():
             self.catalogue.m_flags[sid] |= WATCHED
+            self.on_gap(sid)
             self.detector.no_data(sid, at_ms - 1)
 
 

@@ -89,6 +89,8 @@ class TrackerState(Record, frozen=True):
     known_from_ms: int
     is_silent: bool
     changed_ms: int
+    stretch_ms: int
+    waiting: tuple[tuple[int, str, Impact, bool], ...]
 
 
 class Tracker:
@@ -99,8 +101,8 @@ class Tracker:
     """
 
     __slots__ = (
-        "changed_ms", "component", "degraded", "down", "is_silent", "known_from_ms", "last_ms", "window_ms",
-        "written", "written_cause",
+        "changed_ms", "component", "degraded", "down", "is_silent", "known_from_ms", "last_ms", "stretch_ms", "waiting",
+        "window_ms", "written", "written_cause",
     )  # fmt: skip
 
     def __init__(self, component: str, window_ms: int) -> None:
@@ -114,6 +116,10 @@ class Tracker:
         self.known_from_ms = 0
         self.is_silent = False
         self.changed_ms = 0
+        self.stretch_ms = 0  # where the present stretch without a hole began: no change reaches back beyond it
+        self.waiting: list[
+            tuple[int, str, Impact, bool]
+        ] = []  # changes later than the newest evidence, while catching up
 
     # ------------------------------------------------------------------------------------------------- what it says
 
@@ -126,27 +132,35 @@ class Tracker:
         out: list[Splice] = []
         if at_ms <= self.last_ms:
             return out
-        if self.last_ms == 0:
-            self.known_from_ms = at_ms
-        elif self.is_silent:
-            self.known_from_ms = self.last_ms if at_ms - self.last_ms <= self.window_ms else at_ms
-        elif at_ms - self.last_ms > self.window_ms:
+        has_hole = self.last_ms == 0 or at_ms - self.last_ms > self.window_ms
+        if has_hole and self.last_ms and not self.is_silent:
             out += self._settle(self.last_ms)
             out += self._write(self.last_ms, ComponentState.UNKNOWN, NO_EVIDENCE)
-            self.known_from_ms = at_ms
+        if has_hole:
+            self.known_from_ms = self.stretch_ms = at_ms
+        elif self.is_silent:
+            self.known_from_ms = self.last_ms
         self.is_silent = False
         self.last_ms = at_ms
+        waiting, self.waiting = self.waiting, []
+        for change in waiting:
+            out += self.change(*change)
         if self.known_from_ms and now_ms - at_ms <= self.window_ms:
             start, self.known_from_ms = self.known_from_ms, 0
             out += self._write(start, *self._state())
         return out
 
-    def change(self, at_ms: int, key: str, impact: Impact, *, is_raised: bool) -> list[Splice]:
+    def change(self, at_ms: int, key: str, impact: Impact, is_raised: bool) -> list[Splice]:
         """A finding that impairs the component was raised or has ended at event time `at_ms`."""
+        if self.known_from_ms and at_ms > self.last_ms:
+            self.waiting.append(
+                (at_ms, key, impact, is_raised)
+            )  # whether it falls into a hole, the next evidence tells
+            return []
         before = self._state()
         self._mark(key, impact, is_raised)
         after = self._state()
-        at_ms = max(at_ms, self.changed_ms)  # changes of one component are told in order
+        at_ms = max(at_ms, self.changed_ms, self.stretch_ms)  # in order, and never back into a hole
         self.changed_ms = at_ms
         if after == before:
             return []
@@ -176,10 +190,11 @@ class Tracker:
     def _settle(self, end_ms: int) -> list[Splice]:
         """Write what is known but not written, up to `end_ms`."""
         start, self.known_from_ms = self.known_from_ms, 0
-        if not start or end_ms <= start:
-            return []
         state, cause = self._state()
-        return [Splice(self.component, start, state, end_ms, cause)]
+        waiting, self.waiting = self.waiting, []
+        for _, key, impact, is_raised in waiting:
+            self._mark(key, impact, is_raised)
+        return [Splice(self.component, start, state, end_ms, cause)] if start and end_ms > start else []
 
     def _write(self, start_ms: int, state: ComponentState, cause: str) -> list[Splice]:
         if (state, cause) == (self.written, self.written_cause):
@@ -208,6 +223,7 @@ class Tracker:
         return TrackerState(
             self.component, self.window_ms, self.last_ms, tuple(self.down), tuple(self.degraded),
             self.written, self.written_cause, self.known_from_ms, self.is_silent, self.changed_ms,
+            self.stretch_ms, tuple(self.waiting),
         )  # fmt: skip
 
     @classmethod
@@ -217,4 +233,5 @@ class Tracker:
             setattr(self, name, getattr(state, name))
         self.down = dict.fromkeys(state.down)
         self.degraded = dict.fromkeys(state.degraded)
+        self.waiting = list(state.waiting)
         return self

@@ -40,6 +40,9 @@ class Column(Protocol[V]):
 SeriesKey = tuple[str, str, tuple[tuple[str, str], ...]]  # device, metric, labels
 
 
+COLUMNS = ("last_ms", "value", "raw", "low", "high", "flags")
+
+
 class Catalogue:
     """All series. Columns (capacity,) grow by doubling; `count` of them are in use.
 
