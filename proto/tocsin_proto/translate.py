@@ -64,19 +64,20 @@ def fill_frame(frame: r.Frame, wire: Any) -> None:
 
 
 def read_frame(wire: Any) -> r.Frame:
-    # Slices and truth tests instead of iteration: a repeated field is slow to iterate and slower when it is empty.
+    # Slices instead of iteration, and only of what is there: a repeated field is slow to iterate, even when empty.
     layouts, sections, events, gaps = wire.layouts, wire.sections, wire.events, wire.gaps
-    if len(layouts) + len(sections) + len(events) + len(gaps) > _PARTS_MAX:
+    some_layouts, some_sections, some_events, some_gaps = len(layouts), len(sections), len(events), len(gaps)
+    if some_layouts + some_sections + some_events + some_gaps > _PARTS_MAX:
         # Before any record is made: an empty part is two bytes, and a full frame of them would hold the loop up.
         raise WireError("frame", f"more than {_PARTS_MAX} layouts, sections, events and gaps together")
     return r.Frame(
         wire.seq,
         wire.follows,
         _read_clock(wire, "frame"),
-        tuple([_layout(one, n) for n, one in enumerate(layouts[:])]) if layouts else (),
-        tuple([r.Section(*_read_section(one)) for one in sections[:]]) if sections else (),
-        tuple([_event(one, n) for n, one in enumerate(events[:])]) if events else (),
-        tuple([r.Gap(*_read_gap(one)) for one in gaps[:]]) if gaps else (),
+        tuple([_layout(one, n) for n, one in enumerate(layouts[:])]) if some_layouts else (),
+        tuple([r.Section(*_read_section(one)) for one in sections[:]]) if some_sections else (),
+        tuple([_event(one, n) for n, one in enumerate(events[:])]) if some_events else (),
+        tuple([r.Gap(*_read_gap(one)) for one in gaps[:]]) if some_gaps else (),
         r.Heartbeat(*_read_heartbeat(wire.heartbeat)) if wire.HasField("heartbeat") else None,
     )
 

@@ -47,15 +47,20 @@ def check_frame(frame: r.Frame, path: str = "frame") -> None:
     check_clock(frame.clock, path)
     for n, section in enumerate(few(frame.sections, SECTIONS_MAX, path, "sections")):
         _section(section, path, n)
+    if frame.layouts or frame.events or frame.gaps:
+        _rarer_parts(frame, path)
+    if frame.heartbeat is not None:
+        for name in frame.heartbeat.__struct_fields__:
+            count_63(getattr(frame.heartbeat, name), f"{path}.heartbeat.{name}")
+
+
+def _rarer_parts(frame: r.Frame, path: str) -> None:
     for n, layout in enumerate(few(frame.layouts, LAYOUTS_MAX, path, "layouts")):
         check_layout(layout, f"{path}.layouts[{n}]")
     for n, event in enumerate(few(frame.events, EVENTS_MAX, path, "events")):
         _event(event, f"{path}.events[{n}]")
     for n, gap in enumerate(few(frame.gaps, GAPS_MAX, path, "gaps")):
         _gap(gap, f"{path}.gaps[{n}]")
-    if frame.heartbeat is not None:
-        for name in frame.heartbeat.__struct_fields__:
-            count_63(getattr(frame.heartbeat, name), f"{path}.heartbeat.{name}")
 
 
 def check_clock(clock: r.Clock, path: str) -> None:
