@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from tocsin_collector.core import ledger
 from tocsin_collector.core.model import (
@@ -24,13 +23,13 @@ from tocsin_collector.core.model import (
     Splice,
 )
 from tocsin_collector.store.base import Letter, Live, Mark, Outcome, Row, Statements
+from tocsin_collector.store.bodies import pack_ids, signed, text
 
 LETTERS_MAX = 10_000  # dead letters kept; the oldest go first
 GAPS_MAX = 100_000
 TEXT_CHARS_MAX = 2_000  # of a detail that came from outside
 
 _CHUNKS = (64, 8, 1)  # rows per statement: few statements, few texts to prepare
-_JSON = msgspec.json.Encoder()
 _SPAN_ROWS = (
     'SELECT id, start_ms, coalesce(end_ms, 0), state, cause FROM "interval"'
     " WHERE component = ?1 AND superseded IS NULL AND start_ms < ?3 AND start_ms >= coalesce("
@@ -77,7 +76,7 @@ async def write_configs(connection: Statements, configs: Iterable[tuple[int, int
     for offset, received_ms, config in configs:
         await connection.execute_fetchall(
             'INSERT INTO config ("offset", version, received_ms, body) VALUES (?, ?, ?, ?)',
-            (offset, config.registry.version, received_ms, _text(config)),
+            (offset, config.registry.version, received_ms, text(config)),
         )
 
 
@@ -155,7 +154,7 @@ async def _series(connection: Statements, found: _Found) -> None:
         connection,
         "INSERT INTO series (id, agent, device, metric, unit, kind, labels, states, interval_ms)",
         [
-            (e.id, e.agent, e.device, e.metric, e.unit, int(e.kind), _text(e.labels), _text(e.states), e.interval_ms)
+            (e.id, e.agent, e.device, e.metric, e.unit, int(e.kind), text(e.labels), text(e.states), e.interval_ms)
             for _, e in found
         ],
     )
@@ -165,7 +164,7 @@ async def _layouts(connection: Statements, found: _Found) -> None:
     await insert(
         connection,
         "INSERT INTO layout (agent, layout, body)",
-        [(e.agent, signed(e.layout), np.array(e.series, dtype="<i8").tobytes()) for _, e in found],
+        [(e.agent, signed(e.layout), pack_ids(e.series)) for _, e in found],
         "ON CONFLICT (agent, layout) DO UPDATE SET body = excluded.body",
     )
 
@@ -178,7 +177,7 @@ async def _incidents(connection: Statements, found: _Found) -> None:
         " last_ms, resolved_ms, closed_ms, suppressed_by, body)",
         [
             (i.id, i.key, i.rule, i.device, i.site, i.severity.value, i.severity.rank, i.state.value, i.opened_ms,
-             i.detected_ms, i.last_ms, i.resolved_ms, i.closed_ms, i.suppressed_by, _text(i))
+             i.detected_ms, i.last_ms, i.resolved_ms, i.closed_ms, i.suppressed_by, text(i))
             for i in incidents
         ],
         "ON CONFLICT (id) DO UPDATE SET severity = excluded.severity, severity_rank = excluded.severity_rank,"
@@ -190,7 +189,7 @@ async def _incidents(connection: Statements, found: _Found) -> None:
         connection,
         'INSERT INTO timeline (incident, "offset", at_ms, kind, facts)',
         [
-            (effect.incident.id, outcome.offset, step.at_ms, step.kind, _text(step.facts))
+            (effect.incident.id, outcome.offset, step.at_ms, step.kind, text(step.facts))
             for outcome, effect in found
             for step in effect.timeline
         ],
@@ -236,7 +235,7 @@ async def _notices(connection: Statements, found: _Found, channels: Sequence[str
                 e.kind,
                 f"{e.incident}:{e.ordinal}:{channel}",
                 outcome.received_ms,
-                _text(e),
+                text(e),
             )
             for outcome, e in found
             for channel in channels
@@ -256,16 +255,3 @@ _WRITERS = {
 
 async def _keep_newest(connection: Statements, table: str, rows_max: int) -> None:
     await connection.execute_fetchall(f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - {rows_max}")  # noqa: S608
-
-
-def signed(layout: int) -> int:
-    """A 64-bit layout id as SQLite keeps whole numbers."""
-    return layout - (1 << 64) if layout >= 1 << 63 else layout
-
-
-def unsigned(layout: int) -> int:
-    return layout + (1 << 64) if layout < 0 else layout
-
-
-def _text(value: Any) -> str:
-    return _JSON.encode(value).decode()

@@ -4,6 +4,7 @@ Not more than aiosqlite but for `whole`: one hop between threads for each transa
 The invariant: all statements run in the one thread of this connection.
 """
 
+import sqlite3
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ T = TypeVar("T")
 
 
 class ThreadedConnection(aiosqlite.Connection):
-    def __init__(self, path: Path) -> None:
-        super().__init__(partial(open_raw, path), iter_chunk_size=64)
+    def __init__(self, opener: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(opener, iter_chunk_size=64)
         self._thread.daemon = True  # a process that fails ends, whether or not it came to close this
 
     async def whole(self, work: Callable[[InlineConnection], Awaitable[T]]) -> T:
@@ -28,6 +29,6 @@ class ThreadedConnection(aiosqlite.Connection):
 
 
 async def connect(path: Path) -> ThreadedConnection:
-    connection = ThreadedConnection(path)
+    connection = ThreadedConnection(partial(open_raw, path))
     await connection
     return connection

@@ -3,17 +3,9 @@
 Not history: only what is still open. The invariant: reading the same database twice gives equal Truths.
 """
 
-import msgspec
-import numpy as np
-
 from tocsin_collector.core.model import ComponentState, Config, Incident, LayoutAdded, SeriesAdded, Splice, Truth
 from tocsin_collector.store.base import Statements
-from tocsin_collector.store.effects import unsigned
-
-_CONFIG = msgspec.json.Decoder(Config)
-_INCIDENT = msgspec.json.Decoder(Incident)
-_LABELS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
-_STATES = msgspec.json.Decoder(tuple[tuple[int, str], ...])
+from tocsin_collector.store.bodies import SERIES_COLUMNS, config_of, incident_of, series_of, unpack_ids, unsigned
 
 
 async def read_truth(connection: Statements) -> Truth:
@@ -34,32 +26,24 @@ async def read_truth(connection: Statements) -> Truth:
 
 async def _config(connection: Statements) -> Config | None:
     rows = await connection.execute_fetchall('SELECT body FROM config ORDER BY "offset" DESC LIMIT 1')
-    return next((_CONFIG.decode(body) for (body,) in rows), None)
+    return next((config_of(body) for (body,) in rows), None)
 
 
 async def _series(connection: Statements) -> tuple[SeriesAdded, ...]:
-    rows = await connection.execute_fetchall(
-        "SELECT id, agent, device, metric, unit, kind, labels, states, interval_ms FROM series ORDER BY id"
-    )
-    return tuple(
-        SeriesAdded(id, agent, device, metric, unit, kind, _LABELS.decode(labels), _STATES.decode(states), interval_ms)
-        for id, agent, device, metric, unit, kind, labels, states, interval_ms in rows
-    )
+    rows = await connection.execute_fetchall(f"SELECT {SERIES_COLUMNS} FROM series ORDER BY id")  # noqa: S608
+    return tuple(series_of(row) for row in rows)
 
 
 async def _layouts(connection: Statements) -> tuple[LayoutAdded, ...]:
     rows = await connection.execute_fetchall("SELECT agent, layout, body FROM layout ORDER BY agent, layout")
-    return tuple(
-        LayoutAdded(agent, unsigned(layout), tuple(np.frombuffer(body, dtype="<i8").tolist()))
-        for agent, layout, body in rows
-    )
+    return tuple(LayoutAdded(agent, unsigned(layout), tuple(unpack_ids(body))) for agent, layout, body in rows)
 
 
 async def _incidents(connection: Statements) -> tuple[Incident, ...]:
     rows = await connection.execute_fetchall(
         "SELECT body FROM incident WHERE state <> 'closed' ORDER BY detected_ms, id"
     )
-    return tuple(_INCIDENT.decode(body) for (body,) in rows)
+    return tuple(incident_of(body) for (body,) in rows)
 
 
 async def _tails(connection: Statements) -> tuple[Splice, ...]:

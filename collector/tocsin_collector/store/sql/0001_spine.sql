@@ -70,6 +70,7 @@ CREATE TABLE incident (
 );
 CREATE UNIQUE INDEX incident_one_open ON incident ("key") WHERE state IN ('held', 'suppressed', 'open', 'acknowledged');
 CREATE INDEX incident_state ON incident (state, severity_rank, opened_ms);
+CREATE INDEX incident_opened ON incident (opened_ms, id);
 CREATE INDEX incident_device ON incident (device, opened_ms);
 CREATE INDEX incident_parent ON incident (suppressed_by) WHERE suppressed_by <> '';
 
@@ -95,6 +96,7 @@ CREATE TABLE "interval" (
     superseded INTEGER                   -- journal offset that replaced it; NULL: current
 );
 CREATE INDEX interval_current ON "interval" (component, start_ms) WHERE superseded IS NULL;
+CREATE UNIQUE INDEX interval_tail ON "interval" (component) WHERE superseded IS NULL AND end_ms IS NULL;
 CREATE INDEX interval_component ON "interval" (component, revision);
 
 -- What is to be told, per channel, strictly in order per (channel, incident).
