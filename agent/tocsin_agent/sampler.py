@@ -83,11 +83,12 @@ class Sampler:
         clocks: Clocks,
         *,
         beat: Callable[[], None] = lambda: None,
+        beat_ms_max: int = BEAT_MS_MAX,
         flushed: Callable[[], None] = lambda: None,
         scheduler: Scheduler | None = None,
         framer: Framer | None = None,
     ) -> None:
-        """`beat` is called each time the loop turns, `flushed` after frames went to the spool."""
+        """`beat` is called each time the loop turns, at least every `beat_ms_max`; `flushed` after frames went to the spool."""
         self.framer = framer or Framer()
         self.scheduler = scheduler or Scheduler()
         self.probe_errors = 0
@@ -95,10 +96,12 @@ class Sampler:
         self._spool = spool
         self._clocks = clocks
         self._beat = beat
+        self._beat_ms_max = beat_ms_max
         self._flushed = flushed
         self._targets: dict[str, Target] = {}
         self._lanes: dict[str, str] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[str, list[asyncio.Future[bool]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._wake = asyncio.Event()
         self._waiting_ms: int | None = None  # since when the framer holds something
@@ -121,12 +124,24 @@ class Sampler:
         gone = self._targets.pop(key)
         self._lanes.pop(key)
         self.problems.pop(key, None)
+        self._answer(key, False)
         self.scheduler.remove(key)
         if (running := self._running.pop(key, None)) is not None:
             running.cancel()
         if self._tasks is not None:
             self._tasks.create_task(_close(gone), name=f"close {key}")
         self._wake.set()
+
+    async def ask(self, key: str) -> Probe | None:
+        """Runs a target now, or waits for the run that is under way; None when it was removed meanwhile."""
+        one = self._targets.get(key)
+        if one is None:
+            return None
+        self.scheduler.hasten(key, self._clocks.mono_ms())
+        self._wake.set()
+        asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(key, []).append(asked)
+        return one.probe if await asked else None
 
     async def run(self) -> None:
         """Until cancelled. What was measured by then is flushed by whoever cancelled (`flush`)."""
@@ -180,7 +195,7 @@ class Sampler:
         """Until something is due, or something happened."""
         now_ms = self._clocks.mono_ms()
         due_ms = self.scheduler.next_due(now_ms)
-        until_ms = min(self._flush_at_ms(), now_ms + BEAT_MS_MAX, *(() if due_ms is None else (due_ms,)))
+        until_ms = min(self._flush_at_ms(), now_ms + self._beat_ms_max, *(() if due_ms is None else (due_ms,)))
         self._wake.clear()
         if until_ms <= now_ms:
             await asyncio.sleep(0)
@@ -208,6 +223,7 @@ class Sampler:
             wall_ms = self._clocks.wall_ms()
             self._put(one, Measurement(one.ok, int(problem is None)), wall_ms)
             self._put(one, Measurement(one.duration, (now_ms - started_ms) / 1000), wall_ms)
+            self._answer(one.key, True)
 
     async def _collect(self, one: Target) -> str | None:
         """One round of the probe into the framer. None when all is well, or the first thing that was wrong."""
@@ -240,6 +256,11 @@ class Sampler:
         if self._waiting_ms is None:
             self._waiting_ms = self._clocks.mono_ms()
             self._wake.set()
+
+    def _answer(self, key: str, is_done: bool) -> None:
+        for asked in self._asked.pop(key, ()):
+            if not asked.done():
+                asked.set_result(is_done)
 
     def _judge(self, one: Target, problem: str | None) -> None:
         """Counts, and says in the log when it changes; that it still is so is told by `probe.ok`."""
