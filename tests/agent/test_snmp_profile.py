@@ -151,6 +151,7 @@ ROW = {"used": 80, "size": 100, "units": 4096, "zero": 0, "text": b"23.5", "junk
         (Metric("m", kind="state", column="oper"), (SeriesKind.STATE, 2)),
         (Metric("m", kind="state", column="oper", override=(Override("down", 2, 8),)), (SeriesKind.STATE, 8)),
         (Metric("m", kind="state", column="oper", override=(Override("down", 1, 8),)), (SeriesKind.STATE, 2)),
+        (Metric("m", kind="state", column="oper", override=(Override("down", 2, 8, unless=2),)), (SeriesKind.STATE, 2)),
         (Metric("m", kind="state", column="gone", override=(Override("down", 2, 8),)), None),
     ],
 )

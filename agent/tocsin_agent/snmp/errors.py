@@ -3,8 +3,6 @@
 Not for missing objects: noSuchObject, noSuchInstance and endOfMibView are values (`values.Missing`).
 """
 
-# ruff: noqa: N818 - the names say what happened on the wire
-
 from enum import IntEnum
 from typing import ClassVar
 

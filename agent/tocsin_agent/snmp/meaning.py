@@ -88,24 +88,25 @@ def table_measurements(table: Table, columns: Mapping[str, Rows], book: SeriesBo
 def evaluate(metric: Metric, row: Row) -> tuple[SeriesKind, int | float] | None:
     """(source * source.scale - minus) * times / over * scale, by the first source that has a number."""
     for override in metric.override:
-        if row.get(override.column) == override.equals and metric.column in row:
+        value = row.get(metric.column)
+        if row.get(override.column) == override.equals and value is not None and value != override.unless:
             return KINDS[metric.kind], override.value
-    kind, value = _first(metric, row)
-    if value is None:
+    kind, found = _first(metric, row)
+    if found is None:
         return None
     if kind.is_counter:
         # Counters stay whole: floats would lose the low bits of 64-bit ones.
-        return (kind, value) if isinstance(value, int) and 0 <= value <= COUNTER_MAX else None
+        return (kind, found) if isinstance(found, int) and 0 <= found <= COUNTER_MAX else None
     if kind is SeriesKind.STATE:
-        return (kind, value) if isinstance(value, int) and STATE_MIN <= value <= STATE_MAX else None
+        return (kind, found) if isinstance(found, int) and STATE_MIN <= found <= STATE_MAX else None
     for name, apply in ((metric.minus, _minus), (metric.times, _times), (metric.over, _over)):
         if name:
             operand = number(row.get(name))
-            result = None if operand is None else apply(value, operand)
+            result = None if operand is None else apply(found, operand)
             if result is None:
                 return None
-            value = result
-    return kind, value if metric.scale == 1.0 else value * metric.scale
+            found = result
+    return kind, found if metric.scale == 1.0 else found * metric.scale
 
 
 def _first(metric: Metric, row: Row) -> tuple[SeriesKind, int | float | None]:

@@ -45,11 +45,12 @@ class Source(_Spec, frozen=True):
 
 
 class Override(_Spec, frozen=True):
-    """Where `column` equals `equals`, the value is `value` instead."""
+    """Where `column` equals `equals`, the value is `value` instead - unless it is `unless`."""
 
     column: str
     equals: int
     value: int
+    unless: int | None = None
 
 
 class Metric(_Spec, frozen=True):

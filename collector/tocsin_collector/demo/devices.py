@@ -13,9 +13,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, cast
 
 from tocsin_collector.demo.responder import Agent, Cell, Oid, fixed
+from tocsin_proto import exits
 
 SYSTEM: Oid = (1, 3, 6, 1, 2, 1, 1)
 IF_TABLE: Oid = (1, 3, 6, 1, 2, 1, 2, 2, 1)
@@ -218,14 +221,14 @@ def obey(devices: Mapping[str, Device], line: bytes | str) -> dict[str, Any]:
         known = {"device", "answering", "port", "up", "shut", "disk", "ratio"}
         if unknown := set(order) - known:
             return {"error": f"unknown: {', '.join(sorted(unknown))}"}
-        if "answering" in order:
-            device.answering = bool(order["answering"])
         if "up" in order:
             device.set_port(int(order["port"]), bool(order["up"]))
         if "shut" in order:
             device.shut_port(int(order["port"]), bool(order["shut"]))
         if "disk" in order:
             device.set_disk(str(order["disk"]), float(order["ratio"]))
+        if "answering" in order:
+            device.answering = bool(order["answering"])
     except (ValueError, TypeError, KeyError) as error:
         example = '{"device":"sw-1","port":3,"up":false}'
         return {"error": f"{type(error).__name__}: {error}; write for example {example}"}
@@ -234,11 +237,15 @@ def obey(devices: Mapping[str, Device], line: bytes | str) -> dict[str, Any]:
 
 async def serve(specs: Sequence[str], community: str) -> None:
     """The process: devices, stdin, stdout."""
+    if find_spec("pysnmp") is None:
+        print("the simulated devices need SNMP: pip install 'tocsin[agent]'", file=sys.stderr)
+        raise SystemExit(exits.USAGE)
     devices: dict[str, Device] = {}
     for spec in specs or DEFAULT_DEVICES:
         kind, _, name = spec.partition(":")
         if kind not in BUILDERS or not name:
-            raise SystemExit(f"{spec!r}: write KIND:NAME, kinds are {', '.join(BUILDERS)}")
+            print(f"{spec!r}: write KIND:NAME, kinds are {', '.join(BUILDERS)}", file=sys.stderr)
+            raise SystemExit(exits.USAGE)
         devices[name] = BUILDERS[kind](name, community=community)
     ports = {name: await device.start() for name, device in devices.items()}
     print(json.dumps(ports), flush=True)
@@ -255,7 +262,8 @@ async def serve(specs: Sequence[str], community: str) -> None:
 
 def main() -> None:
     # The community comes by the environment: arguments are seen by every user of the machine.
-    asyncio.run(serve(sys.argv[1:], os.environ.get(ENV_COMMUNITY, "public")))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(sys.argv[1:], os.environ.get(ENV_COMMUNITY, "public")))
 
 
 if __name__ == "__main__":
