@@ -1,0 +1,287 @@
+"""Who this agent is: its key and certificate on disk, and how it gets them from a token, once.
+
+Not the stream (`uplink`) and not the command (`cli`). Invariant: the private key is made here, lies in a file of mode
+0600, and leaves this machine in no message; nothing is sent to a peer that the token's CA did not vouch for.
+
+cryptography is imported only while enrolling: a running agent does without its ten megabytes.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import grpc
+import msgspec
+import structlog
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+PREFIX: Final = "tocsin1."
+TOKEN_CHARS_MAX: Final = 8192
+WITHIN_S: Final = 30.0
+METHOD: Final = "/tocsin.v1.Enrolment/Enrol"
+KEY: Final = "agent.key"
+CERTIFICATE: Final = "agent.pem"
+CA: Final = "ca.pem"
+ABOUT: Final = "identity.json"
+
+log = structlog.get_logger()
+
+
+class EnrolError(Exception):
+    """Not enrolled; the text says what to do. `refused`: by the collector, otherwise it was not reached or not asked."""
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+class Token(msgspec.Struct, frozen=True, rename={"address": "a", "pin": "p", "secret": "s", "ca_pem": "c"}):
+    """What a token says: where to enrol, what to trust, and the one-time secret."""
+
+    address: str
+    pin: str
+    secret: str
+    ca_pem: str
+
+    def __repr__(self) -> str:
+        return f"Token(address={self.address!r}, secret=...)"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """`collector`: address of the Ingest listener. The three PEMs are what a TLS channel takes."""
+
+    agent: str
+    collector: str
+    not_after_ms: int
+    key_pem: bytes
+    certificate_pem: bytes
+    ca_pem: bytes
+
+    def __repr__(self) -> str:
+        return f"Identity(agent={self.agent!r}, collector={self.collector!r})"
+
+
+class _About(msgspec.Struct, frozen=True):
+    agent: str
+    collector: str
+    not_after_ms: int
+    fingerprint: str  # of the certificate that these facts were read from
+
+
+def read_token(file: IO[str]) -> str:
+    """From a file or standard input, never from the command line, where every user of the machine could see it."""
+    return file.read(TOKEN_CHARS_MAX + 1).strip()
+
+
+def parse_token(text: str) -> Token:
+    """EnrolError when it is no token, or when it carries a CA that is not the one it pins."""
+    if not text:
+        raise EnrolError("the token is empty: give the file, or the text on standard input")
+    if not text.startswith(PREFIX) or len(text) > TOKEN_CHARS_MAX:
+        raise EnrolError(f'this is no enrolment token: one begins with "{PREFIX}"; copy the whole line')
+    body = text.removeprefix(PREFIX)
+    try:
+        raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+        token = msgspec.json.decode(raw, type=Token)
+    except (binascii.Error, ValueError) as exc:
+        raise EnrolError("the token is damaged or cut short: copy the whole line") from exc
+    if not token.address or not token.secret or _spki_sha256(token.ca_pem) != token.pin.lower():
+        raise EnrolError("the token contradicts itself (its CA is not the one it pins): ask for a new one")
+    return token
+
+
+def enrol(token_text: str, folder: Path, hostname: str, *, address: str = "", machine: str = "") -> Identity:
+    """Trades the token for a certificate and stores all of it in `folder`; blocks for up to WITHIN_S.
+
+    `address`: of the Enrolment listener, where it is not the one in the token. EnrolError says what to do.
+    """
+    token = parse_token(token_text)
+    _writable(folder)
+    key = _new_key()
+    reply = _ask(token, address or token.address, _request(key), hostname, machine or machine_hash())
+    identity = _checked(reply, token, key)
+    try:
+        store(identity, folder)
+    except OSError as exc:
+        raise EnrolError(
+            f"{folder}: cannot be written ({exc.strerror}); the token is used up, ask for a new one"
+        ) from exc
+    return identity
+
+
+def load(folder: Path) -> Identity | None:
+    """None: never enrolled. EnrolError: there is something, but it is damaged, unreadable, or open to others."""
+    try:
+        about = msgspec.json.decode((folder / ABOUT).read_bytes(), type=_About)
+        mode = (folder / KEY).stat().st_mode
+        pems = [(folder / name).read_bytes() for name in (KEY, CERTIFICATE, CA)]
+    except FileNotFoundError as exc:
+        if not (folder / ABOUT).exists():
+            return None
+        raise EnrolError(f"{exc.filename}: missing; enrol again with a new token") from exc
+    except OSError as exc:
+        raise EnrolError(f"{exc.filename}: {exc.strerror}; run as the user that enrolled") from exc
+    except msgspec.MsgspecError as exc:
+        raise EnrolError(f"{folder / ABOUT}: damaged ({exc}); enrol again with a new token") from exc
+    if os.name == "posix" and mode & 0o077:
+        raise EnrolError(f"{folder / KEY}: readable by others; chmod 600 it, and enrol again if it may have been read")
+    if hashlib.sha256(pems[1]).hexdigest() != about.fingerprint:
+        raise EnrolError(f"{folder / CERTIFICATE}: is not the certificate of {ABOUT}; enrol again with a new token")
+    return Identity(about.agent, about.collector, about.not_after_ms, *pems)
+
+
+def store(identity: Identity, folder: Path) -> None:
+    """OSError leaves no half of it that `load` would take for whole."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / ABOUT).unlink()
+    _replace(folder / KEY, identity.key_pem)
+    _replace(folder / CERTIFICATE, identity.certificate_pem)
+    _replace(folder / CA, identity.ca_pem)
+    about = _About(
+        identity.agent,
+        identity.collector,
+        identity.not_after_ms,
+        hashlib.sha256(identity.certificate_pem).hexdigest(),
+    )
+    _replace(folder / ABOUT, msgspec.json.encode(about))
+
+
+def machine_hash(path: Path = Path("/etc/machine-id")) -> str:
+    """A stable name of this machine that gives its machine id away to nobody; empty where there is none."""
+    try:
+        text = path.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return hashlib.sha256(b"tocsin machine " + text.encode()).hexdigest() if text else ""
+
+
+# -------------------------------------------------------------------------------------------------------- the request
+
+
+def _ask(token: Token, address: str, csr_der: bytes, hostname: str, machine: str) -> Any:
+    from tocsin_proto.v1 import tocsin_pb2 as pb
+
+    request = pb.EnrolRequest(token=token.secret, csr_der=csr_der, hostname=hostname[:256], machine=machine)
+    credentials = grpc.ssl_channel_credentials(root_certificates=token.ca_pem.encode())
+    with grpc.secure_channel(address, credentials, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        call = channel.unary_unary(
+            METHOD,
+            request_serializer=pb.EnrolRequest.SerializeToString,
+            response_deserializer=pb.EnrolResponse.FromString,
+        )
+        try:
+            return call(request, timeout=WITHIN_S)
+        except grpc.RpcError as exc:
+            raise _explained(exc, address) from exc
+
+
+def _explained(exc: Any, address: str) -> EnrolError:
+    code, detail = exc.code(), exc.details() or ""
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if "CERTIFICATE_VERIFY_FAILED" in detail or "Ssl handshake" in detail or "SSL_ERROR_SSL" in detail:
+            return EnrolError(
+                f"{address}: answers with a certificate that the token's CA did not sign for this address; "
+                "check the address, or ask for a token of this collector",
+                refused=True,
+            )
+        return EnrolError(f"{address}: not reached ({detail}); check address, firewall and that the collector runs")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return EnrolError(
+            f"{address}: refuses the token ({detail}); it works once and for a limited time: ask for a new one",
+            refused=True,
+        )
+    return EnrolError(f"{address}: refuses ({code.name.lower()}: {detail})", refused=True)
+
+
+def _checked(reply: Any, token: Token, key: "EllipticCurvePrivateKey") -> Identity:
+    """The certificate must be for our key and of a CA in the bundle, and the pinned CA must be in the bundle."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        certificate = x509.load_pem_x509_certificate(reply.certificate_pem)
+        authorities = x509.load_pem_x509_certificates(reply.ca_pem)
+        issuer = next(one for one in authorities if one.subject == certificate.issuer)
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, StopIteration, InvalidSignature) as exc:
+        raise EnrolError("the collector's answer holds no usable certificate; its log says more", refused=True) from exc
+    if certificate.public_key() != key.public_key():
+        raise EnrolError("the collector's certificate is for another key; its log says more", refused=True)
+    if not any(_spki_of(one) == token.pin.lower() for one in authorities):
+        raise EnrolError("the collector answers with a CA that the token does not pin", refused=True)
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Identity(
+        agent=reply.agent,
+        collector=reply.collector,
+        not_after_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
+        key_pem=key_pem,
+        certificate_pem=reply.certificate_pem,
+        ca_pem=reply.ca_pem,
+    )
+
+
+def _new_key() -> "EllipticCurvePrivateKey":
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _request(key: "EllipticCurvePrivateKey") -> bytes:
+    """A signing request that proves possession of the key; its subject is ignored, so it has none."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return csr.public_bytes(serialization.Encoding.DER)
+
+
+def _spki_sha256(pem: str) -> str:
+    from cryptography import x509
+
+    try:
+        return _spki_of(x509.load_pem_x509_certificate(pem.encode()))
+    except ValueError:
+        return ""
+
+
+def _spki_of(certificate: Any) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    der = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------- the files
+
+
+def _writable(folder: Path) -> None:
+    """Before the token is spent: a folder that takes no file would waste it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _replace(folder / ".probe", b"")
+        (folder / ".probe").unlink()
+    except OSError as exc:
+        raise EnrolError(f"{folder}: cannot be written ({exc.strerror}); give a folder that this user owns") from exc
+
+
+def _replace(path: Path, body: bytes) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(handle)
+    fresh.replace(path)
