@@ -56,7 +56,7 @@ class Store(Table, frozen=True):
 
     journal_keep: Duration = Duration("48h")
     journal_max: Size = Size("8GiB")
-    on_corrupt: Literal["refuse", "quarantine"] = "refuse"
+    start_afresh: bool = False  # when the database is damaged: set it aside and begin an empty one
 
 
 class Engine(Table, frozen=True):
@@ -223,6 +223,11 @@ def parse_address(text: str) -> Address:
     elif ":" in host:
         raise ValueError(f'"{text}": an IPv6 address stands in brackets, write "[::]:{port}"')
     return Address(host or "0.0.0.0", int(port))
+
+
+def with_state(config: CollectorConfig, state: Path) -> CollectorConfig:
+    """The same with another state folder: the command line wins over a file that names none."""
+    return msgspec.structs.replace(config, state=str(state))
 
 
 def default_file(environ: Mapping[str, str], *, is_root: bool) -> Path:

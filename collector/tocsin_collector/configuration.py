@@ -5,7 +5,9 @@ Not the reading of files (`registry_file`, `rules_file`) and not the journal. In
 """
 
 import hashlib
+import sqlite3
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +32,20 @@ class Enrolled(NamedTuple):
     is_revoked: bool = False
 
 
+def enrolled_in(database: Path) -> list[Enrolled]:
+    """The table as a running or stopped collector left it; nobody without a database. Reads only."""
+    if not database.exists():
+        return []
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        rows = connection.execute("SELECT name, site, hostname, revoked_ms FROM agent ORDER BY name").fetchall()
+    except sqlite3.OperationalError:
+        return []  # no table yet: `init` was cut off
+    finally:
+        connection.close()
+    return [Enrolled(name, site, hostname, bool(revoked_ms)) for name, site, hostname, revoked_ms in rows]
+
+
 class Sources(NamedTuple):
     """What the files say, before the enrolled hosts are joined in."""
 
@@ -38,16 +54,16 @@ class Sources(NamedTuple):
     settings: Settings
 
 
-class SnmpSettings(msgspec.Struct, frozen=True):
+class SnmpSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """SnmpAccess in the registry's words: what an agent finds in AssignedDevice.settings."""
 
     version: str
     credential: str
     port: int
-    profile: str
     interval: str
     timeout: str
     retries: int
+    profile: str = ""  # left out: chosen by the agent
 
 
 def read(config: CollectorConfig, paths: Paths) -> Sources:

@@ -25,6 +25,7 @@ RULES_MAX = 5_000
 METRIC = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+")
 FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PATTERNS_MAX = 100
+RESERVED = ("agent-silent",)  # decided by the engine itself, without a series
 
 # Words for the numbers of the state series that Tocsin's own probes and profiles send; a rule's `states` adds to them.
 STATES: dict[str, dict[str, int]] = {
@@ -56,7 +57,7 @@ STATES: dict[str, dict[str, int]] = {
     },
 }
 # What a sentence may name beside the labels of its series.
-FACTS = ("device", "host", "site", "rule", "metric", "value", "limit", "state")
+FACTS = ("device", "host", "site", "rule", "metric", "value", "limit", "unit", "state", "seconds")
 LABELS = ("cpu", "disk", "interface", "minutes", "mount", "probe", "process", "sensor", "service")  # of our own probes
 # ... and how a figure may be shown when its unit does not say it already.
 FORMATS = ("percent", "bytes", "duration", "rate")
@@ -65,7 +66,7 @@ DEFAULT_SAYS = {
     "above": "{metric} of {device} is {value}, above {limit}",
     "below": "{metric} of {device} is {value}, below {limit}",
     "becomes": "{metric} of {device} is {state}",
-    "no_data_for": "{metric} of {device} has stopped coming",
+    "no_data_for": "{metric} of {device} has not come for {seconds} s",
 }
 
 Words = str | int | tuple[str | int, ...]
@@ -180,6 +181,8 @@ def to_rule(table: RuleTable, *, is_built_in: bool = False) -> Rule:
 
 def problems_of(table: RuleTable) -> list[tuple[str, str]]:
     """Everything wrong with a rule: (field, what is wrong and what would be right)."""
+    if table.id in RESERVED:
+        return [("id", f'"{table.id}" is the engine\'s own, choose another id')]
     if not table.enabled and not table.for_each:
         return [] if ID.fullmatch(table.id) else [("id", f'"{table.id}" cannot be used: {ID_RULE}')]
     problems = []

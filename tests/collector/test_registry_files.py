@@ -136,7 +136,6 @@ def test_an_agent_is_assigned_what_it_watches_by_snmp_and_nothing_else(tmp_path:
         "version": "2c",
         "credential": "plant",
         "port": 161,
-        "profile": "",
         "interval": "30s",
         "timeout": "2s",
         "retries": 1,

@@ -1,0 +1,340 @@
+"""The engine process: everything is built here, started in order, and ended within two seconds.
+
+Not a place for decisions. Invariant: nothing is admitted before the configuration of the files is in force, and nothing that
+was admitted is lost on the way out: listeners close first, then the pipeline drains, then the store closes.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from importlib.metadata import version as installed_version
+from typing import Any, cast
+from uuid import uuid4
+
+import structlog
+
+from tocsin_collector import configuration, metrics
+from tocsin_collector.config import Address, CollectorConfig, Paths, parse_address
+from tocsin_collector.control import ControlServer
+from tocsin_collector.core.engine import Engine
+from tocsin_collector.ingest.authority import Authority
+from tocsin_collector.ingest.enrolment import EnrolmentServer
+from tocsin_collector.ingest.server import IngestConfig, IngestServer
+from tocsin_collector.keeper import Keeper
+from tocsin_collector.pipeline import Limits, Pipeline
+from tocsin_collector.store.snapshots import Snapshots
+from tocsin_collector.store.sqlite import SqliteStore
+from tocsin_collector.verbs import Verbs
+from tocsin_collector.web_process import WebProcess
+from tocsin_proto.settings import SettingsError
+from tocsin_proto.systemd import Notifier
+
+log = structlog.get_logger(__name__)
+
+STOP_S_MAX = 2.0
+WEB_START_S_MAX = 30.0
+
+
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Collector:
+    """One engine process. `serve` is its whole life; `stop` may be called at any time in its loop."""
+
+    def __init__(
+        self,
+        config: CollectorConfig,
+        paths: Paths,
+        environ: Mapping[str, str],
+        *,
+        clock: Callable[[], int] = unix_ms,
+    ) -> None:
+        self.ports: dict[str, int] = {}
+        self._config = config
+        self._paths = paths
+        self._clock = clock
+        self._started_ms = clock()
+        self._notifier = Notifier(environ)
+        self._web = WebProcess(config.web, paths, environ) if config.web.enabled else None
+        self._stopping = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Until `stop`. Raises StoreError, AuthorityError, SettingsError, ControlError or OSError when it cannot start."""
+        authority = Authority.load(self._paths.authority, self._clock())
+        self._store = store = await self._open_store()
+        try:
+            snapshots = Snapshots(self._paths.snapshots)
+            self._pipeline = await Pipeline.start(store, snapshots, self._clock, self._limits())
+            await self._serve(authority)
+        finally:
+            await store.close()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    # ----------------------------------------------------------------------------------------------------- its life
+
+    async def _serve(self, authority: Authority) -> None:
+        self._build(authority)
+        pipeline = asyncio.create_task(self._pipeline.run(), name="pipeline")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
+        living = asyncio.create_task(self._live(), name="collector")
+        try:
+            # Whoever ends first: the order to stop, the store in despair, or a listener that cannot listen.
+            await asyncio.wait({pipeline, stopping, living}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._notifier.stopping("stopping")
+            began = asyncio.get_running_loop().time()
+            stopping.cancel()
+            living.cancel()
+            await asyncio.gather(stopping, living, return_exceptions=True)
+            self._pipeline.stop()
+            with contextlib.suppress(TimeoutError):
+                # A disk in trouble may hold the last commit for ever: what it holds was never acknowledged.
+                async with asyncio.timeout(max(0.2, STOP_S_MAX - 0.3 - (asyncio.get_running_loop().time() - began))):
+                    await asyncio.wait({pipeline})
+            if not pipeline.done():
+                pipeline.cancel()
+                log.warning("the store did not take the last commit in time; nothing of it was acknowledged")
+            await asyncio.gather(pipeline, return_exceptions=True)
+        for task in (pipeline, living):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise _innermost(error)
+
+    def _build(self, authority: Authority) -> None:
+        config = self._config
+        self._ingest = IngestServer(
+            IngestConfig(listen=config.ingest.listen, streams_max=config.ingest.agents_max),
+            self._pipeline,
+            authority,
+            clock=self._clock,
+        )
+        self._keeper = Keeper(
+            self._engine.config if self._engine.config.registry.version else None,
+            partial(configuration.read, config, self._paths),
+            self._pipeline,
+            self._ingest,
+        )
+        self._enrolment = EnrolmentServer(
+            config.enrol.listen,
+            "",  # known when the ingest listener has its port
+            self._pipeline,
+            authority,
+            clock=self._clock,
+            new_uuid=lambda: str(uuid4()),
+            connected=self._ingest.connected,
+            on_enrolled=self._keeper.enrolled,
+        )
+        verbs = Verbs(
+            self._pipeline,
+            authority,
+            self._ingest,
+            enrol_address=lambda: str(self._public(config.enrol.listen, "enrol")),
+            clock=self._clock,
+            status=self.status,
+            metrics=lambda: metrics.text(self.figures),
+            reload=self._keeper.reload,
+            revoked=self._keeper.revoked,
+            in_force=lambda: self._keeper.in_force,
+        )
+        self._control = ControlServer(self._paths.control, verbs.answer)
+
+    async def _live(self) -> None:
+        """Start everything in order, run until cancelled; then everything ends at once, each in its own time."""
+        # The agents come first: the registry is composed of them.
+        await self._ingest.refresh()
+        await self._keeper.reload()
+        async with asyncio.TaskGroup() as tasks:
+            self.ports["ingest"] = await self._ingest.start()
+            tasks.create_task(_until_cancelled(self._ingest.stop), name="ingest")
+            self._enrolment.collector = str(self._public(self._config.ingest.listen, "ingest"))
+            self.ports["enrol"] = await self._enrolment.start()
+            tasks.create_task(_until_cancelled(self._enrolment.stop), name="enrolment")
+            await self._control.start()
+            tasks.create_task(_until_cancelled(self._control.stop), name="control")
+            # The outbox (desk/outbox.py) starts here too: it reads due rows, `on_notice` wakes it.
+            tasks.create_task(self._keep_watchdog(), name="watchdog")
+            if self._web is not None:
+                tasks.create_task(self._web.run(), name="web")
+                await self._web_listens(self._web)
+            self._write_ports()
+            self._on_hangup(tasks)
+            self._notifier.ready(f"{len(self._ingest.agents())} agents enrolled")
+            log.info("collector ready", **self.ports, agents=len(self._ingest.agents()))
+
+    async def _web_listens(self, web: WebProcess) -> None:
+        try:
+            async with asyncio.timeout(WEB_START_S_MAX):
+                await web.listening.wait()
+        except TimeoutError:
+            # Monitoring goes on without pages; the supervisor keeps trying.
+            log.error("web process does not listen yet", after_s=WEB_START_S_MAX)
+        self.ports["web"] = web.port
+
+    async def _keep_watchdog(self) -> None:
+        """Fed from the loop that does the work: when it hangs, systemd starts us again."""
+        while True:
+            self._notifier.ping()
+            await asyncio.sleep(self._notifier.watchdog_s or 3600)
+
+    def _on_hangup(self, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._reload(), name="reload"))
+
+    async def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            await self._keeper.reload()
+        except SettingsError as error:
+            log.error(
+                "configuration not taken, the old one stays in force", problems=[str(p) for p in error.problems[:20]]
+            )
+        self._notifier.ready()
+
+    # ----------------------------------------------------------------------------------------------------- its parts
+
+    async def _open_store(self) -> SqliteStore:
+        self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return await SqliteStore.open(
+            self._paths.database,
+            channels=tuple(channel.id for channel in self._config.channel),
+            may_start_afresh=self._config.store.start_afresh,
+            quarantine_with=(self._paths.snapshots,),
+        )
+
+    def _limits(self) -> Limits:
+        store = self._config.store
+        return Limits(journal_keep_ms=int(store.journal_keep), journal_bytes_max=int(store.journal_max))
+
+    @property
+    def _engine(self) -> Engine:
+        return cast(Engine, self._pipeline.engine)
+
+    def _public(self, listen: str, name: str) -> Address:
+        """How agents reach a listener: the first public name, with the port that it really has."""
+        address = parse_address(listen)
+        host = self._config.names[0] if self._config.names else address.host
+        return Address(host, self.ports.get(name, address.port))
+
+    def _write_ports(self) -> None:
+        """For tools and tests: where port 0 led to. Whole or not at all."""
+        partial_file = self._paths.ports.with_suffix(".new")
+        partial_file.write_text(json.dumps(self.ports) + "\n")
+        partial_file.replace(self._paths.ports)
+
+    # --------------------------------------------------------------------------------------------------- its figures
+
+    def status(self) -> dict[str, Any]:
+        """Live facts of the engine process, for the verb `status`."""
+        pipeline, engine, now_ms = self._pipeline.status(), self._engine, self._clock()
+        sessions = {session.agent: session for session in self._ingest.sessions()}
+        views = {view.name: view for view in engine.agents()}
+        return {
+            "version": installed_version("tocsin"),
+            "python": platform.python_version(),
+            "sqlite_version": sqlite3.sqlite_version,
+            "pid": os.getpid(),
+            "started_ms": self._started_ms,
+            "now_ms": now_ms,
+            "last_tick_ms": engine.last_tick_ms,
+            "trouble": pipeline.trouble,
+            "ports": self.ports,
+            "config_version": engine.config.registry.version,
+            "web_restarts": self._web.restarts if self._web else 0,
+            "pipeline": {name: getattr(pipeline, name) for name in pipeline.__struct_fields__},
+            "agents": [
+                {
+                    "name": agent.name,
+                    "site": agent.site,
+                    "hostname": agent.hostname,
+                    "version": agent.version,
+                    "is_revoked": bool(agent.revoked_ms),
+                    "certificate_expires_ms": agent.expires_ms,
+                    "is_connected": agent.name in sessions,
+                    "last_received_ms": views[agent.name].last_received_ms if agent.name in views else 0,
+                    "is_silent": views[agent.name].is_silent if agent.name in views else True,
+                    "catching_up": views[agent.name].catching_up if agent.name in views else False,
+                    "shift_ms": views[agent.name].shift_ms if agent.name in views else 0,
+                    "lag_ms": max(0, now_ms - views[agent.name].watermark_ms) if agent.name in views else 0,
+                    "session": _plain(sessions[agent.name]) if agent.name in sessions else None,
+                }
+                for agent in self._ingest.agents()
+            ],
+        }
+
+    def figures(self) -> metrics.Figures:
+        """Everything that Prometheus is shown."""
+        pipeline, engine = self._pipeline.status(), self._engine
+        views, sessions = engine.agents(), self._ingest.sessions()
+        counts: Counter[str] = Counter()
+        for session in sessions:
+            counts.update(session.counts)
+        incidents = Counter(incident.state.value for incident in engine.book.incidents.values())
+        return metrics.Figures(
+            version=installed_version("tocsin"),
+            sqlite_version=sqlite3.sqlite_version,
+            started_s=self._started_ms / 1000,
+            now_s=self._clock() / 1000,
+            samples=engine.samples,
+            entries=pipeline.entries,
+            frames=counts["frames"],
+            frame_bytes=counts["frame_bytes"],
+            duplicates=counts["duplicates"],
+            gaps=counts["gaps"],
+            rejects=counts["rejects"],
+            pulses=counts["pulses"],
+            commits=pipeline.commits,
+            commit_s_last=pipeline.commit_ms_last / 1000,
+            commit_s_max=pipeline.commit_ms_max / 1000,
+            queue_items=pipeline.queue_items,
+            queue_bytes=pipeline.queue_bytes,
+            offset=pipeline.offset,
+            is_troubled=bool(pipeline.trouble),
+            replayed=pipeline.replayed,
+            replay_differences=pipeline.replay_differences,
+            engine_faults=pipeline.engine_faults,
+            streams=len(sessions),
+            agents=len(views),
+            agents_silent=sum(view.is_silent for view in views),
+            agents_catching_up=sum(view.catching_up for view in views),
+            config_version=engine.config.registry.version,
+            web_restarts=self._web.restarts if self._web else 0,
+            incidents=dict(incidents),
+        )
+
+
+async def _until_cancelled(stop: Callable[[], Awaitable[None]]) -> None:
+    """Something that has been started lives as long as this task."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await stop()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The one thing that went wrong; a TaskGroup wraps it in groups."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _plain(session: Any) -> dict[str, Any]:
+    return {name: getattr(session, name) for name in session.__struct_fields__}
+
+
+async def run(config: CollectorConfig, paths: Paths, environ: Mapping[str, str]) -> None:
+    """`tocsin-collector run`: serve until SIGTERM or SIGINT."""
+    collector = Collector(config, paths, environ)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, collector.stop)
+    await collector.serve()

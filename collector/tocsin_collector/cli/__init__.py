@@ -1,0 +1,1 @@
+"""The commands: `tocsin-collector` (server) and `tocsin` (operator)."""
