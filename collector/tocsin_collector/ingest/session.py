@@ -33,6 +33,8 @@ class Gate(Protocol):
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of one stream, and of what an agent may keep the collector busy with."""
 
+    protocol_min: int = records.PROTOCOL_MIN
+    protocol_max: int = records.PROTOCOL_MAX
     credit_bytes: int = records.CREDIT_BYTES
     frame_bytes_max: int = records.FRAME_BYTES_MAX
     pulse_interval_ms_min: int = 1_000  # each pulse is a journal entry: those that come faster are dropped
@@ -121,6 +123,7 @@ class Session:
         gate: Gate,
         assigned: Callable[[], records.Assignment | None] = lambda: None,
         limits: Limits | None = None,
+        decode: Callable[[bytes], records.AgentMessage] = decode_agent,
     ) -> None:
         self.agent = agent
         self.counts = Counts()
@@ -130,6 +133,7 @@ class Session:
         self._gate = gate
         self._assigned = assigned
         self._limits = limits or Limits()
+        self._decode = decode
         self._etag = ""  # of the assignment the agent has, as far as we know
         self._spool = b""
         self._hellos = 0
@@ -147,7 +151,7 @@ class Session:
         if self.is_over:
             return ()
         try:
-            message = decode_agent(raw)
+            message = self._decode(raw)
         except WireError as exc:
             return self._undecodable(raw, "malformed", str(exc))
         except Exception as exc:
@@ -219,13 +223,14 @@ class Session:
     # ---------------------------------------------------------------------------------------------------- messages
 
     def _greet(self, hello: records.Hello, now_ms: int) -> Sequence[Action]:
-        protocol = min(hello.protocol_max, records.PROTOCOL_MAX)
-        if protocol < max(hello.protocol_min, records.PROTOCOL_MIN):
-            behind = "agent" if hello.protocol_max < records.PROTOCOL_MIN else "collector"
+        oldest, newest = self._limits.protocol_min, self._limits.protocol_max
+        protocol = min(hello.protocol_max, newest)
+        if protocol < max(hello.protocol_min, oldest):
+            behind = "agent" if hello.protocol_max < oldest else "collector"
             return self.close(
                 "FAILED_PRECONDITION",
                 f"the agent speaks protocol {hello.protocol_min} to {hello.protocol_max}, this collector "
-                f"{records.PROTOCOL_MIN} to {records.PROTOCOL_MAX}: update the {behind}",
+                f"{oldest} to {newest}: update the {behind}",
             )
         self._hellos += 1
         if self._hellos > self._limits.hellos_max:
