@@ -17,7 +17,8 @@ from tocsin_collector.demo.devices import Device, controller, server, switch
 from tocsin_proto.records import Event, SeriesKind
 from tocsin_proto.units import Duration
 
-FAST = Duration("60ms")
+# Long enough for both ends in one loop on a loaded machine; only polls of silent devices wait for it.
+FAST = Duration("200ms")
 
 
 class Poll:
@@ -218,7 +219,7 @@ def test_a_credential_that_is_not_there_says_nothing_about_the_device():
 
     seen = asyncio.run(run())
     assert seen.all == []
-    assert seen.error == "sw-1: credential 'plant' is not known to this agent"
+    assert seen.error.startswith("sw-1: credential 'plant' cannot be read: ")
 
 
 def test_a_name_that_does_not_resolve_is_not_unreachable():

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.support.links import Link, link
 from tests.support.snmpd import Snmpd
 
 from tocsin_agent.probes import Measurement
@@ -131,3 +132,28 @@ def test_a_real_agent_keeps_silent_at_a_wrong_community(device: Snmpd):
         return values
 
     assert asyncio.run(run()) == {"device.reachable": {"": 0}, "snmp.result": {"": SnmpResult.NO_ANSWER}}
+
+
+@pytest.mark.check
+def test_a_real_interface_that_loses_its_cable_is_down_and_up_again(tmp_path: Path):
+    """snmpd looks at the interfaces anew about every 3 s: this test waits for that, as a poller does."""
+
+    async def until(probe: SnmpProbe, name: str, state: int) -> bool:
+        for _ in range(100):
+            if by_metric(await values_of(probe))["if.oper_status"][name] == state:
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def run(device: Snmpd, cable: Link) -> None:
+        probe = probe_of(device)
+        assert await until(probe, cable.name, 1)
+        cable.cut()
+        assert await until(probe, cable.name, 2)
+        assert by_metric(await values_of(probe))["if.admin_status"][cable.name] == 1
+        cable.restore()
+        assert await until(probe, cable.name, 1)
+        await probe.close()
+
+    with link() as cable, Snmpd(tmp_path) as device:
+        asyncio.run(run(device, cable))

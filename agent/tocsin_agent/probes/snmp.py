@@ -8,6 +8,8 @@ counts as unreachable.
 
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -75,7 +77,12 @@ class SnmpProbe:
         monotonic: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`credentials`: name -> community, LookupError or OSError when there is none. ValueError: unknown profile."""
+        """`credentials`: name -> community, LookupError or OSError when there is none.
+
+        ValueError: unknown profile. ImportError: SNMP is not installed; it is imported with the first poll.
+        """
+        if find_spec("pysnmp") is None:
+            raise ImportError("SNMP is not installed: pip install 'tocsin[agent]'")
         self.device_id = device_id
         self.silent = False
         self.identity: dict[str, str] = {}
@@ -119,8 +126,9 @@ class SnmpProbe:
             self._identity_due_s = float("-inf")  # what comes back may be another device, or have new firmware
         reader = self._ready_reader(client, answers[SYS_OBJECT_ID])
         now_s = self._monotonic()
-        async for measurement in reader.read(now_s):
-            yield measurement
+        async with aclosing(reader.read(now_s)) as measurements:
+            async for measurement in measurements:
+                yield measurement
         await self._refresh_identity(reader, now_s)
         details = tuple(Detail(error.result, str(error), group) for group, error in reader.problems.items())
         yield Measurement(self._result, details[0].result if details else SnmpResult.OK)
@@ -143,7 +151,7 @@ class SnmpProbe:
         try:
             community = self._credentials(name)
         except (LookupError, OSError) as error:
-            raise ProbeError(f"{self.device_id}: credential {name!r} is not known to this agent") from error
+            raise ProbeError(f"{self.device_id}: credential {name!r} cannot be read: {error}") from error
         if self._client is not None and community == self._community:
             return self._client
         from tocsin_agent.snmp.client import Target, UdpSnmpClient

@@ -4,7 +4,7 @@ Not the meaning of values (`meaning`), not whether the device lives (`probes.snm
 is absent never keeps the others from being read; it is tried again later, more rarely each time, at least every 10 min.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from tocsin_agent.probes import Measurement
 from tocsin_agent.snmp.client import SnmpClient
@@ -30,7 +30,7 @@ class ProfileReader:
         self._interval_s = interval_ms / 1000
         self._plans = [_Plan(group) for group in profile.groups]
 
-    async def read(self, now_s: float) -> AsyncIterator[Measurement]:
+    async def read(self, now_s: float) -> AsyncGenerator[Measurement, None]:
         """`now_s`: monotonic seconds. Never raises SnmpError: see `problems`."""
         silent = 0
         walked: dict[Oid, Rows] = {}  # tables of a profile may share columns: each is walked once a poll
