@@ -28,6 +28,9 @@ class ProfileReader:
         self._client = client
         self._book = SeriesBook(resource, interval_ms)
         self._interval_s = interval_ms / 1000
+        # Below the deadline of a whole poll (the interval, at least 30 s): the slow table is named and backs off,
+        # instead of the poll being cut off at the same place every time.
+        self._walk_s_max = 0.6 * max(30.0, self._interval_s)
         self._plans = [_Plan(group) for group in profile.groups]
 
     async def read(self, now_s: float) -> AsyncGenerator[Measurement, None]:
@@ -86,7 +89,8 @@ class ProfileReader:
             return list(row_measurements(plan.group.metric, row | seconds, (), self._book))
         missing = [found for name in plan.active if (found := plan.oids[name]) not in walked]
         if missing:
-            walked |= await self._client.columns(missing, limits=WalkLimits(rows_max=plan.group.rows_max))
+            limits = WalkLimits(rows_max=plan.group.rows_max, seconds_max=self._walk_s_max)
+            walked |= await self._client.columns(missing, limits=limits)
         columns = {name: walked[plan.oids[name]] for name in plan.active}
         plan.learn_table(columns)
         return list(table_measurements(plan.group, columns, self._book))
