@@ -8,7 +8,7 @@ one writer.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
@@ -100,6 +100,7 @@ AnyRequest = (
     | AskMetrics
     | Reload
 )
+VERBS = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyRequest))
 
 
 class Agents(Protocol):
@@ -142,7 +143,7 @@ class Verbs:
         try:
             request = msgspec.convert(line, AnyRequest)
         except msgspec.ValidationError as error:
-            raise ControlError("malformed", str(error), "see the verbs in docs/architecture.md") from error
+            raise ControlError("malformed", str(error), f"known are: {', '.join(VERBS)}") from error
         try:
             return await self._do(request)
         except TokenError as error:
