@@ -22,6 +22,7 @@ from tocsin_proto.records import Record
 
 HUNG_THREADS_MAX = 32  # each holds a stack; past this the mounts that are left are reported as not responding
 HUNG_RETRY_S = 30.0  # how soon a hung network mount is asked again: each try costs a process
+DYING_S = 0.5  # how long the end of the agent waits for a killed worker
 ANSWER_BYTES_MAX = 64 * 1024
 
 
@@ -99,6 +100,7 @@ class ProcessMeter:
     def __init__(self) -> None:
         self._worker: Process | None = None
         self._hung_until_s: dict[str, float] = {}
+        self._dying: dict[str, Process] = {}  # by the mount it hangs in: killed, but a dead mount may hold even that
 
     @property
     def pid(self) -> int | None:
@@ -107,9 +109,10 @@ class ProcessMeter:
     async def measure(self, paths: Sequence[str], deadline_s: float) -> dict[str, Answer]:
         now_s = asyncio.get_running_loop().time()
         self._hung_until_s = {path: until for path, until in self._hung_until_s.items() if path in paths}
+        self._dying = {path: worker for path, worker in self._dying.items() if worker.returncode is None}
         answers: dict[str, Answer] = {}
         for path in paths:
-            if self._hung_until_s.get(path, 0.0) > now_s:
+            if path in self._dying or self._hung_until_s.get(path, 0.0) > now_s:
                 answers[path] = HUNG
                 continue
             answers[path] = await self._ask(path, deadline_s)
@@ -128,14 +131,14 @@ class ProcessMeter:
                         said = json.loads(await self._exchange(json.dumps(path).encode() + b"\n"))
                         usage = said.get("usage")
                         return Answer(usage=tuple(usage) if usage else None, errno=said.get("errno", 0))
-                    self._kill()
+                    self._kill(path)
             return Answer(errno=EIO)
         except TimeoutError:
-            self._kill()
+            self._kill(path)
             return HUNG
         except BaseException:
             # Cancelled between question and answer: the next answer would belong to the wrong question.
-            self._kill()
+            self._kill(path)
             raise
 
     async def _exchange(self, question: bytes) -> bytes:
@@ -159,15 +162,20 @@ class ProcessMeter:
         )
         return self._worker
 
-    def _kill(self) -> None:
-        """Not awaited: a process inside a dead mount may need long to die. asyncio's child watcher reaps it."""
+    def _kill(self, path: str) -> None:
+        """Not awaited: a process inside a dead mount may need long to die. asyncio reaps it."""
         worker, self._worker = self._worker, None
         if worker is None:
             return
+        self._dying[path] = worker
         with contextlib.suppress(ProcessLookupError):
             worker.kill()
         if worker.stdin is not None:
             worker.stdin.close()
 
     async def close(self) -> None:
-        self._kill()
+        self._kill("")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DYING_S):
+                for worker in self._dying.values():
+                    await worker.communicate()  # also closes the pipes
