@@ -74,8 +74,9 @@ class Spool:
         self._opened_at = 0  # last_seq when opened
         self._failing = False
         self._sync_failed = False
-        self._owes_on_disk = False  # kept there until the frame that tells it is acked
+        self._told: list[Gap] = []  # kept on disk until the frame that tells them is acked
         self._told_in = 0
+        self._owes_on_disk = False
         self._bounded_ms = 0
 
     @classmethod
@@ -167,6 +168,8 @@ class Spool:
         """Keeps the frame, with the gaps that are owed. What cannot be kept is dropped, counted, and owed as a gap."""
         assert frame.seq == self._active.last_seq + 1, (frame.seq, self._active.last_seq)
         self._layouts |= {layout.id: layout for layout in frame.layouts}
+        # A clock that was set meanwhile: what was stamped before must not share the age of what comes now.
+        self._active.rotate(2 * self.segment_bytes, frame.clock.wall_ms - self.age_ms_max // 8)
         segment: Segment | None = self._active.writable()
         while segment is not None:
             whole, told = self._completed(frame, segment)
@@ -181,6 +184,7 @@ class Spool:
                 continue
             if told:
                 self._told_in = frame.seq
+                self._told = joined([*self._told, *self.gaps[:told]])
                 self.gaps = self.gaps[told:]
             self._note(frame, segment)
             return
@@ -198,7 +202,9 @@ class Spool:
                 generation.settle()
             except OSError as exc:
                 self._report(exc)
-        if self._owes_on_disk and not self.gaps and self._active.acked >= self._told_in:
+        if self._told and self._active.acked >= self._told_in:
+            self._told = []
+        if self._owes_on_disk and not self.gaps and not self._told:
             self._owes_on_disk = not self._active.owe(())
 
     def fsync(self) -> None:
@@ -280,6 +286,7 @@ class Spool:
         since = self._opened_at + 1
         self._opened_at = 0
         self._active = self._born(past.ordinal + 1, past.newest_ms)
+        self._told = []
         self._owe(())
         while batch := past.read(since, self.segment_bytes):
             for entry in batch:
@@ -324,7 +331,9 @@ class Spool:
     def _owe(self, gaps: Iterable[Gap]) -> None:
         """For the next frame to tell."""
         self.gaps = joined([*self.gaps, *gaps])
-        self._owes_on_disk = bool(self.gaps) and self._active.owe(tuple(self.gaps))
+        owed = (*self._told, *self.gaps)
+        if owed:
+            self._owes_on_disk = self._active.owe(owed)
 
     def _report(self, exc: Exception) -> None:
         if not self._failing:
@@ -412,6 +421,8 @@ class Spool:
         newest.last_kept = marker.last_kept
         self.dropped_frames, self.dropped_events = marker.dropped_frames, marker.dropped_events
         self._active = newest
+        self._told = [gap for gap in newest.owed() if gap not in marker.gaps]
+        self._told_in = newest.last_kept
         self._owe(marker.gaps)
         self._opened_at = newest.last_seq
 
@@ -420,10 +431,10 @@ class Spool:
         if not found:
             return ()
         newest = found[-1]
-        owed = newest.owed()
+        owed = list(newest.owed())
         if marker is not None:
             self.dropped_frames, self.dropped_events = marker.dropped_frames, marker.dropped_events
-            owed = marker.gaps
+            owed += [gap for gap in marker.gaps if gap not in owed]
         since = newest.newest_ms or now_ms
         reason = "unclean start" if marker is None else "corrupt" if newest.damaged else "restored"
         return (*owed, Gap(0, 0, min(since, now_ms), now_ms, reason))

@@ -111,7 +111,7 @@ class Rig:
         self.link = Link(self.spool, Facts("test"))
 
     def clock(self) -> r.Clock:
-        return r.Clock(self.now_ms, self.now_ms - START_MS, 1)
+        return r.Clock(self.now_ms, max(0, self.now_ms - START_MS), 1)
 
     def append(self, *, event: bool = False, filler: int = 0) -> Made:
         """One second later, one frame."""
