@@ -1,0 +1,1 @@
+"""One file per page; `web/routes.py` lists them."""
