@@ -217,7 +217,7 @@ class Pipeline:
         flight: asyncio.Task[None] | None = None
         try:
             while not (self._is_stopping and not self._queue):
-                await self._due()
+                await self._due(flight)
                 batch = self.batcher.begin(self._clock())
                 await self._fill(batch, flight)
                 if self._fault is None:
@@ -243,9 +243,11 @@ class Pipeline:
         self._is_stopping = True
         self._wake.set()
 
-    async def _due(self) -> None:
-        """Return when something is queued, a tick is due, or it is time to stop."""
+    async def _due(self, flight: asyncio.Task[None] | None) -> None:
+        """Return when something is queued, a tick is due, or it is time to stop. Raises what the commit before raised."""
         while not (self._queue or self._is_stopping):
+            if flight is not None and flight.done():
+                flight.result()
             now_ms = self._clock()
             if self.batcher.is_tick_due(now_ms):
                 return
