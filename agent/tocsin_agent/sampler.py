@@ -21,8 +21,7 @@ from tocsin_proto.records import Clock, Heartbeat, Series, SeriesKind
 log = structlog.get_logger(__name__)
 
 FLUSH_MS = 1000  # between two flushes at least, and how long a measurement waits for slower ones at most
-HEARTBEAT_MS = 10_000
-HEARTBEAT_EARLY_MS = 500  # a flush this close to the next heartbeat takes it along
+HEARTBEAT_MS = 10_000  # every flush carries a heartbeat; without any for this long one goes alone
 BEAT_MS_MAX = 10_000  # the loop turns at least this often: the watchdog hangs on it
 PROBLEM_CHARS_MAX = 500
 
@@ -105,8 +104,7 @@ class Sampler:
         self._tasks: asyncio.TaskGroup | None = None
         self._wake = asyncio.Event()
         self._waiting_ms: int | None = None  # since when the framer holds something
-        self._flushed_ms = -FLUSH_MS
-        self._heartbeat_ms: int | None = None
+        self._flushed_ms = clocks.mono_ms() - HEARTBEAT_MS
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -160,14 +158,11 @@ class Sampler:
                 await _close(one)
 
     def flush(self) -> None:
-        """Everything measured so far goes to the spool, with a heartbeat when one is near."""
+        """Everything measured so far goes to the spool, with a heartbeat."""
         now = self._clocks.now()
-        heartbeat = None
-        if self._heartbeat_ms is None or now.mono_ms >= self._heartbeat_ms - HEARTBEAT_EARLY_MS:
-            self._heartbeat_ms = now.mono_ms + HEARTBEAT_MS
-            heartbeat = Heartbeat(
-                self._spool.bytes_held, self._spool.dropped_frames, self.probe_errors, self.scheduler.overruns
-            )
+        heartbeat = Heartbeat(
+            self._spool.bytes_held, self._spool.dropped_frames, self.probe_errors, self.scheduler.overruns
+        )
         self._waiting_ms = None
         self._flushed_ms = now.mono_ms
         if self.framer.flush(self._spool, now, heartbeat):
@@ -186,7 +181,7 @@ class Sampler:
     def _flush_at_ms(self) -> int:
         """When to flush next, as things stand. While probes run, both data and heartbeat wait for them a little."""
         patience_ms = FLUSH_MS if self._running else 0
-        at_ms = (self._heartbeat_ms if self._heartbeat_ms is not None else self._clocks.mono_ms()) + patience_ms
+        at_ms = self._flushed_ms + HEARTBEAT_MS + patience_ms
         if self._waiting_ms is not None:
             at_ms = min(at_ms, self._waiting_ms + patience_ms)
         return max(at_ms, self._flushed_ms + FLUSH_MS)
