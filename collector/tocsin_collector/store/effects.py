@@ -226,10 +226,11 @@ async def _gaps(connection: Statements, found: _Found) -> None:
 async def _notices(connection: Statements, found: _Found, channels: Sequence[str]) -> None:
     await insert(
         connection,
-        "INSERT INTO outbox (channel, incident, ordinal, kind, idempotency_key, created_ms, body)",
+        'INSERT INTO outbox (channel, "key", incident, ordinal, kind, idempotency_key, created_ms, body)',
         [
             (
                 channel,
+                e.snapshot.key,
                 e.incident,
                 e.ordinal,
                 e.kind,

@@ -99,10 +99,11 @@ CREATE INDEX interval_current ON "interval" (component, start_ms) WHERE supersed
 CREATE UNIQUE INDEX interval_tail ON "interval" (component) WHERE superseded IS NULL AND end_ms IS NULL;
 CREATE INDEX interval_component ON "interval" (component, revision);
 
--- What is to be told, per channel, strictly in order per (channel, incident).
+-- What is to be told, per channel, strictly in order of id per (channel, key).
 CREATE TABLE outbox (
     id              INTEGER PRIMARY KEY,
     channel         TEXT NOT NULL,
+    "key"           TEXT NOT NULL,       -- of the incident: its opens and closes alternate on each channel
     incident        TEXT NOT NULL,
     ordinal         INTEGER NOT NULL,
     kind            TEXT NOT NULL,       -- opened, updated, resolved
@@ -115,7 +116,8 @@ CREATE TABLE outbox (
     delivered_ms    INTEGER NOT NULL DEFAULT 0,
     last_error      TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX outbox_due ON outbox (channel, incident, ordinal) WHERE state = 'due';
+CREATE INDEX outbox_due ON outbox (channel, id) WHERE state = 'due';
+CREATE INDEX outbox_dead ON outbox (channel, "key", id) WHERE state = 'dead';
 CREATE INDEX outbox_incident ON outbox (incident);
 
 CREATE TABLE dead_letter (
