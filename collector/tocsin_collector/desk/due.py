@@ -1,0 +1,122 @@
+"""The outbox table: what is due, what came of it, and what gets another try. Statements only.
+
+Rows are written by the store, in the transaction of their incident. The invariant: a row's state, attempts and the line in
+its incident's timeline change in one transaction.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tocsin_collector.desk.schedule import Result
+from tocsin_collector.ingest.tokens import audit
+from tocsin_collector.store.base import Statements
+
+DELIVERED, FAILED = "delivered", "delivery_failed"  # kinds of timeline lines
+BY_DELIVERY = -1  # journal offset of timeline lines that no entry led to
+
+_DUE = (
+    'SELECT o.id, o."key", o.incident, o.ordinal, o.kind, o.idempotency_key, o.created_ms, o.attempts, o.next_ms, o.body,'
+    " coalesce(d.id, 0), coalesce(d.next_ms, 0) FROM outbox AS o LEFT JOIN outbox AS d ON d.id ="
+    ' (SELECT b.id FROM outbox AS b WHERE b.channel = o.channel AND b.state = \'dead\' AND b."key" = o."key"'
+    " AND b.id < o.id AND b.kind <> 'updated' ORDER BY b.id LIMIT 1)"
+    " WHERE o.channel = ? AND o.state = 'due' AND o.id >= ? ORDER BY o.id LIMIT ?"
+)
+
+
+class DueRow(msgspec.Struct, frozen=True):
+    """A notice that is not delivered yet. blocker: id of a dead row that holds it back, 0 for none; since blocker_ms."""
+
+    id: int
+    key: str
+    incident: str
+    ordinal: int
+    kind: str
+    idempotency_key: str
+    created_ms: int
+    attempts: int
+    next_ms: int
+    body: str
+    blocker: int = 0
+    blocker_ms: int = 0
+
+
+class Revived(msgspec.Struct, frozen=True):
+    id: int
+    channel: str
+    idempotency_key: str
+
+
+class RetryError(Exception):
+    """A row cannot be told again; says why."""
+
+
+async def read_due(connection: Statements, channel: str, start: int, limit: int) -> list[DueRow]:
+    """Due rows from id `start` on, oldest first."""
+    return [DueRow(*row) for row in await connection.execute_fetchall(_DUE, (channel, start, limit))]
+
+
+async def other_channels(connection: Statements, known: Sequence[str]) -> dict[str, int]:
+    """Channels that are not configured (any more), and how many notices wait for each."""
+    found = await connection.execute_fetchall(
+        "SELECT channel, count(*) FROM outbox WHERE state = 'due' GROUP BY channel"
+    )
+    return {channel: count for channel, count in found if channel not in known}
+
+
+async def record(connection: Statements, channel: str, results: Sequence[tuple[DueRow, Result]], now_ms: int) -> None:
+    """What attempts have led to; a second time it changes nothing. A dead row's next_ms keeps when it was given up."""
+    await connection.executemany(
+        'INSERT INTO timeline (incident, "offset", at_ms, kind, facts)'
+        " SELECT incident, ?, ?, ?, ? FROM outbox WHERE id = ? AND state = 'due'",
+        [
+            (BY_DELIVERY, now_ms, DELIVERED if r.state == "sent" else FAILED, _facts(channel, row, r), row.id)
+            for row, r in results
+            if r.state != "due"
+        ],
+    )
+    await connection.executemany(
+        "UPDATE outbox SET state = ?, attempts = ?, next_ms = ?, delivered_ms = ?, last_error = ?"
+        " WHERE id = ? AND state = 'due'",
+        [(r.state, r.attempts, r.at_ms, r.at_ms if r.state == "sent" else 0, r.error, row.id) for row, r in results],
+    )
+
+
+async def revive(connection: Statements, ids: Sequence[int]) -> None:
+    await connection.executemany(
+        "UPDATE outbox SET state = 'due', next_ms = 0 WHERE id = ? AND state = 'dead'", [(id,) for id in ids]
+    )
+
+
+async def retry_dead(connection: Statements, id: int, *, actor: str, now_ms: int) -> Revived:
+    """Tell a dead notice again, because a person wants it. RetryError: it is not dead, or it has been overtaken."""
+    found = list(
+        await connection.execute_fetchall(
+            "SELECT channel, idempotency_key, state, kind, incident FROM outbox WHERE id = ?", (id,)
+        )
+    )
+    if not found:
+        raise RetryError(f"there is no notice {id}")
+    ((channel, idempotency_key, state, kind, incident),) = found
+    if state != "dead":
+        raise RetryError(f"notice {idempotency_key} is {state}; only one that was given up (dead) can be told again")
+    # An update holds nothing back, so what came after it may have been told: telling it now would turn time back.
+    if kind == "updated" and await _is_overtaken(connection, channel, incident, id):
+        raise RetryError(f"notice {idempotency_key} has been overtaken by a later one of the same incident")
+    await revive(connection, [id])
+    await audit(connection, now_ms, actor, "delivery retried", {"notice": idempotency_key})
+    return Revived(id, channel, idempotency_key)
+
+
+async def _is_overtaken(connection: Statements, channel: str, incident: str, id: int) -> bool:
+    later = await connection.execute_fetchall(
+        "SELECT 1 FROM outbox WHERE incident = ? AND channel = ? AND id > ? LIMIT 1", (incident, channel, id)
+    )
+    return bool(list(later))
+
+
+def _facts(channel: str, row: DueRow, result: Result) -> str:
+    facts: dict[str, str | int] = {"channel": channel, "notice": row.kind, "attempts": result.attempts}
+    if result.error:
+        facts["problem"] = result.error
+    return msgspec.json.encode(facts).decode()
