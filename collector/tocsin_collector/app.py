@@ -7,16 +7,13 @@ was admitted is lost on the way out: listeners close first, then the pipeline dr
 import asyncio
 import contextlib
 import json
-import os
-import platform
+import random
 import signal
-import sqlite3
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from importlib.metadata import version as installed_version
-from typing import Any, cast
+from socket import gethostname
+from typing import cast
 from uuid import uuid4
 
 import structlog
@@ -25,6 +22,8 @@ from tocsin_collector import configuration, metrics
 from tocsin_collector.config import Address, CollectorConfig, Paths, parse_address
 from tocsin_collector.control import ControlServer
 from tocsin_collector.core.engine import Engine
+from tocsin_collector.desk.base import Surroundings
+from tocsin_collector.desk.outbox import Outbox, connectors
 from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.ingest.enrolment import EnrolmentServer
 from tocsin_collector.ingest.server import IngestConfig, IngestServer
@@ -33,6 +32,7 @@ from tocsin_collector.pipeline import Limits, Pipeline
 from tocsin_collector.store.snapshots import Snapshots
 from tocsin_collector.store.sqlite import SqliteStore
 from tocsin_collector.verbs import Verbs
+from tocsin_collector.vitals import Vitals
 from tocsin_collector.web_process import WebProcess
 from tocsin_proto.settings import SettingsError
 from tocsin_proto.systemd import Notifier
@@ -62,7 +62,6 @@ class Collector:
         self._config = config
         self._paths = paths
         self._clock = clock
-        self._started_ms = clock()
         self._notifier = Notifier(environ)
         self._web = WebProcess(config.web, paths, environ) if config.web.enabled else None
         self._stopping = asyncio.Event()
@@ -134,14 +133,25 @@ class Collector:
             connected=self._ingest.connected,
             on_enrolled=self._keeper.enrolled,
         )
+        source = f"tocsin://{config.names[0] if config.names else gethostname()}"
+        surroundings = Surroundings(self._paths.secrets, source, config.web.url, self._clock)
+        self._outbox = Outbox(
+            self._pipeline,
+            self._paths.database,
+            connectors(config.channel, surroundings, self._paths.file),
+            clock=self._clock,
+            luck=random.random,
+        )
+        self._vitals = Vitals(self._pipeline, self._ingest, self._outbox, self._web, self.ports, self._clock)
         verbs = Verbs(
             self._pipeline,
             authority,
             self._ingest,
+            self._outbox,
             enrol_address=lambda: str(self._public(config.enrol.listen, "enrol")),
             clock=self._clock,
-            status=self.status,
-            metrics=lambda: metrics.text(self.figures),
+            status=self._vitals.status,
+            metrics=lambda: metrics.text(self._vitals.figures),
             reload=self._keeper.reload,
             revoked=self._keeper.revoked,
             in_force=lambda: self._keeper.in_force,
@@ -161,7 +171,7 @@ class Collector:
             tasks.create_task(_until_cancelled(self._enrolment.stop), name="enrolment")
             await self._control.start()
             tasks.create_task(_until_cancelled(self._control.stop), name="control")
-            # The outbox (desk/outbox.py) starts here too: it reads due rows, `on_notice` wakes it.
+            tasks.create_task(self._outbox.run(), name="outbox")
             tasks.create_task(self._keep_watchdog(), name="watchdog")
             if self._web is not None:
                 tasks.create_task(self._web.run(), name="web")
@@ -231,86 +241,6 @@ class Collector:
         partial_file.write_text(json.dumps(self.ports) + "\n")
         partial_file.replace(self._paths.ports)
 
-    # --------------------------------------------------------------------------------------------------- its figures
-
-    def status(self) -> dict[str, Any]:
-        """Live facts of the engine process, for the verb `status`."""
-        pipeline, engine, now_ms = self._pipeline.status(), self._engine, self._clock()
-        sessions = {session.agent: session for session in self._ingest.sessions()}
-        views = {view.name: view for view in engine.agents()}
-        return {
-            "version": installed_version("tocsin"),
-            "python": platform.python_version(),
-            "sqlite_version": sqlite3.sqlite_version,
-            "pid": os.getpid(),
-            "started_ms": self._started_ms,
-            "now_ms": now_ms,
-            "last_tick_ms": engine.last_tick_ms,
-            "trouble": pipeline.trouble,
-            "ports": self.ports,
-            "config_version": engine.config.registry.version,
-            "web_restarts": self._web.restarts if self._web else 0,
-            "pipeline": {name: getattr(pipeline, name) for name in pipeline.__struct_fields__},
-            "agents": [
-                {
-                    "name": agent.name,
-                    "site": agent.site,
-                    "hostname": agent.hostname,
-                    "version": agent.version,
-                    "is_revoked": bool(agent.revoked_ms),
-                    "certificate_expires_ms": agent.expires_ms,
-                    "is_connected": agent.name in sessions,
-                    "last_received_ms": views[agent.name].last_received_ms if agent.name in views else 0,
-                    "is_silent": views[agent.name].is_silent if agent.name in views else True,
-                    "catching_up": views[agent.name].catching_up if agent.name in views else False,
-                    "shift_ms": views[agent.name].shift_ms if agent.name in views else 0,
-                    "lag_ms": max(0, now_ms - views[agent.name].watermark_ms) if agent.name in views else 0,
-                    "session": _plain(sessions[agent.name]) if agent.name in sessions else None,
-                }
-                for agent in self._ingest.agents()
-            ],
-        }
-
-    def figures(self) -> metrics.Figures:
-        """Everything that Prometheus is shown."""
-        pipeline, engine = self._pipeline.status(), self._engine
-        views, sessions = engine.agents(), self._ingest.sessions()
-        counts: Counter[str] = Counter()
-        for session in sessions:
-            counts.update(session.counts)
-        incidents = Counter(incident.state.value for incident in engine.book.incidents.values())
-        return metrics.Figures(
-            version=installed_version("tocsin"),
-            sqlite_version=sqlite3.sqlite_version,
-            started_s=self._started_ms / 1000,
-            now_s=self._clock() / 1000,
-            samples=engine.samples,
-            entries=pipeline.entries,
-            frames=counts["frames"],
-            frame_bytes=counts["frame_bytes"],
-            duplicates=counts["duplicates"],
-            gaps=counts["gaps"],
-            rejects=counts["rejects"],
-            pulses=counts["pulses"],
-            commits=pipeline.commits,
-            commit_s_last=pipeline.commit_ms_last / 1000,
-            commit_s_max=pipeline.commit_ms_max / 1000,
-            queue_items=pipeline.queue_items,
-            queue_bytes=pipeline.queue_bytes,
-            offset=pipeline.offset,
-            is_troubled=bool(pipeline.trouble),
-            replayed=pipeline.replayed,
-            replay_differences=pipeline.replay_differences,
-            engine_faults=pipeline.engine_faults,
-            streams=len(sessions),
-            agents=len(views),
-            agents_silent=sum(view.is_silent for view in views),
-            agents_catching_up=sum(view.catching_up for view in views),
-            config_version=engine.config.registry.version,
-            web_restarts=self._web.restarts if self._web else 0,
-            incidents=dict(incidents),
-        )
-
 
 async def _until_cancelled(stop: Callable[[], Awaitable[None]]) -> None:
     """Something that has been started lives as long as this task."""
@@ -325,10 +255,6 @@ def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _plain(session: Any) -> dict[str, Any]:
-    return {name: getattr(session, name) for name in session.__struct_fields__}
 
 
 async def run(config: CollectorConfig, paths: Paths, environ: Mapping[str, str]) -> None:

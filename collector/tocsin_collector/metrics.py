@@ -11,6 +11,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 
+class ChannelFigures(msgspec.Struct, frozen=True):
+    """One receiver of notices. channel: its id in collector.toml, so that the label is bounded."""
+
+    channel: str
+    waiting: int
+    sent: int
+    retried: int
+    dead: int
+
+
 class Figures(msgspec.Struct, frozen=True):
     """All figures of one moment. Counters count since the start of the process."""
 
@@ -37,12 +47,14 @@ class Figures(msgspec.Struct, frozen=True):
     replay_differences: int = 0
     engine_faults: int = 0
     streams: int = 0
+    refused: int = 0
     agents: int = 0
     agents_silent: int = 0
     agents_catching_up: int = 0
     config_version: int = 0
     web_restarts: int = 0
     incidents: dict[str, int] = {}  # by state: held, suppressed, open, acknowledged, resolved
+    channels: tuple[ChannelFigures, ...] = ()
 
 
 # name, help, field of Figures
@@ -54,12 +66,18 @@ _COUNTERS = (
     ("tocsin_frames_duplicate", "Frames that came again and were only acknowledged", "duplicates"),
     ("tocsin_frames_out_of_order", "Frames refused because one before them is missing", "gaps"),
     ("tocsin_frames_rejected", "Frames kept as dead letters", "rejects"),
+    ("tocsin_peers_refused", "Connections turned away: no, wrong or revoked certificate", "refused"),
     ("tocsin_pulses", "Signs of life out of sequence", "pulses"),
     ("tocsin_commits", "Transactions committed", "commits"),
     ("tocsin_replayed_entries", "Journal entries replayed at the start", "replayed"),
     ("tocsin_replay_differences", "Replayed entries with other effects than committed", "replay_differences"),
     ("tocsin_engine_faults", "Inputs that the engine failed on", "engine_faults"),
     ("tocsin_web_restarts", "Starts of the web process after the first", "web_restarts"),
+)
+_CHANNEL_COUNTERS = (
+    ("tocsin_notices_sent", "Notices delivered", "sent"),
+    ("tocsin_notices_retried", "Deliveries that will be tried again", "retried"),
+    ("tocsin_notices_dead", "Notices that were given up", "dead"),
 )
 _GAUGES = (
     ("tocsin_commit_last_seconds", "Duration of the newest commit", "commit_s_last"),
@@ -96,6 +114,17 @@ class EngineCollector:
         for state, count in sorted(figures.incidents.items()):
             incidents.add_metric([state], count)
         yield incidents
+        for name, text, field in _CHANNEL_COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=["channel"])
+            for channel in figures.channels:
+                counter.add_metric([channel.channel], getattr(channel, field))
+            yield counter
+        waiting = GaugeMetricFamily(
+            "tocsin_incidents_waiting_for_delivery", "Incidents with notices not delivered", labels=["channel"]
+        )
+        for channel in figures.channels:
+            waiting.add_metric([channel.channel], channel.waiting)
+        yield waiting
 
 
 def text(read: Callable[[], Figures]) -> str:

@@ -16,6 +16,8 @@ from tocsin_collector import accounts
 from tocsin_collector.accounts import AccountError, Role
 from tocsin_collector.control import ControlError
 from tocsin_collector.core.model import Command, Config
+from tocsin_collector.desk.due import RetryError
+from tocsin_collector.desk.outbox import Outbox
 from tocsin_collector.ingest import tokens
 from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.ingest.tokens import SECRET_BYTES, TokenError
@@ -74,6 +76,13 @@ class CreateAccount(Request, frozen=True, tag="account.create"):
     actor: str = ""
 
 
+class RetryNotice(Request, frozen=True, tag="outbox.retry"):
+    """Tell a notice again that was given up. id: of its outbox row."""
+
+    id: int
+    actor: str = ""
+
+
 class AskStatus(Request, frozen=True, tag="status"):
     """The engine process as it lives."""
 
@@ -96,6 +105,7 @@ AnyRequest = (
     | Login
     | Logout
     | CreateAccount
+    | RetryNotice
     | AskStatus
     | AskMetrics
     | Reload
@@ -117,6 +127,7 @@ class Verbs:
         pipeline: Pipeline,
         authority: Authority,
         agents: Agents,
+        outbox: Outbox,
         *,
         enrol_address: Callable[[], str],
         clock: Callable[[], int],
@@ -129,6 +140,7 @@ class Verbs:
         self._pipeline = pipeline
         self._authority = authority
         self._agents = agents
+        self._outbox = outbox
         self._enrol_address = enrol_address
         self._clock = clock
         self._status = status
@@ -146,9 +158,7 @@ class Verbs:
             raise ControlError("malformed", str(error), f"known are: {', '.join(VERBS)}") from error
         try:
             return await self._do(request)
-        except TokenError as error:
-            raise ControlError("refused", str(error)) from error
-        except AccountError as error:
+        except (TokenError, AccountError, RetryError) as error:
             raise ControlError("refused", str(error)) from error
         except PipelineStoppedError as error:
             raise ControlError("busy", "the collector is stopping", "try again in a moment") from error
@@ -169,6 +179,9 @@ class Verbs:
                 return await self._logout(request)
             case CreateAccount():
                 return await self._create_account(request)
+            case RetryNotice():
+                revived = await self._outbox.retry_dead(request.id, request.actor)
+                return {"channel": revived.channel, "idempotency_key": revived.idempotency_key}
             case AskStatus():
                 return self._status()
             case AskMetrics():

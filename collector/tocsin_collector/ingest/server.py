@@ -8,6 +8,7 @@ Invariant: every agent that is served is in the roster and not revoked, from its
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -47,7 +48,7 @@ class IngestConfig(msgspec.Struct, frozen=True):
 
     listen: str = "0.0.0.0:7443"
     streams_max: int = 20_000
-    ack_interval_ms: int = 20  # how often a busy agent is acknowledged at most
+    ack_interval_ms: int = 50  # how often a busy agent is acknowledged at most
     limits: Limits = Limits()
 
 
@@ -81,6 +82,8 @@ class IngestServer:
         self._clock = clock
         self._roster = Roster(authority.trust_domain)
         self._seats: dict[str, Seat] = {}
+        self._counted: set[Session] = set()
+        self._totals: Counter[str] = Counter()  # of the streams that have ended
         self._pacer = Pacer(config.ack_interval_ms / 1000)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._audited = Attempts(most=1, window_ms=3_600_000)
@@ -173,6 +176,13 @@ class IngestServer:
         await self.refresh()
         return found
 
+    def totals(self) -> dict[str, int]:
+        """What all streams have seen since the start; only ever rising."""
+        totals = self._totals.copy()
+        for session in self._counted:
+            totals.update(session.counts.as_dict())
+        return totals
+
     def sessions(self) -> list[SessionFacts]:
         """The connected agents by name."""
         streams = [(seat, seat.stream) for _, seat in sorted(self._seats.items())]
@@ -186,7 +196,12 @@ class IngestServer:
         seat = self._seat(peer.name)
         session = Session(peer.name, self._pipeline, lambda: seat.assignment, self._config.limits)
         stream = Stream(peer, context.peer(), session, seat, self._pipeline, self._clock())
-        await stream.serve(context, self._clock)
+        self._counted.add(session)
+        try:
+            await stream.serve(context, self._clock)
+        finally:
+            self._counted.discard(session)
+            self._totals.update(session.counts.as_dict())
 
     def _seat(self, agent: str) -> Seat:
         seat = self._seats.get(agent)
