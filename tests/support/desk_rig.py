@@ -35,7 +35,7 @@ def notice(ident: str, ordinal: int, kind: str, key: str = "", at_ms: int = STAR
     state = IncidentState.RESOLVED if kind == "resolved" else IncidentState.OPEN
     incident = Incident(
         ident, key or f"disk-full/{ident}", "disk-full", "edge-1", Severity.MAJOR, state, at_ms, at_ms, at_ms,
-        says="{mount} on {device} is {value} full", facts={"mount": "/", "value": 0.93}, metric="disk.used_ratio",
+        says="{mount} on {device} is {value} full", facts={"mount": "/", "value": 0.932}, metric="disk.used_ratio",
         notices=ordinal + 1,
     )  # fmt: skip
     return Notice(ident, ordinal, kind, at_ms, incident)
