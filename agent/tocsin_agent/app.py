@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import structlog
@@ -27,6 +26,7 @@ from tocsin_agent.devices import Devices
 from tocsin_agent.identity import Identity
 from tocsin_agent.link import Facts, Link
 from tocsin_agent.probes import HOST_PROBES, probe_class
+from tocsin_agent.release import version
 from tocsin_agent.sampler import BEAT_MS_MAX, Sampler, Target, target
 from tocsin_agent.spool import Spool
 from tocsin_agent.uplink import Hooks, Uplink
@@ -58,7 +58,7 @@ class Agent:
             now_ms=self.clocks.wall_ms(),
             random_bytes=secrets.token_bytes,
         )
-        self.link = Link(self.spool, Facts(version("tocsin"), socket.gethostname()[:255], tuple(config.KINDS)))
+        self.link = Link(self.spool, Facts(version(), socket.gethostname()[:255], tuple(config.KINDS)))
         self.uplink = Uplink(
             self.link,
             identity,
@@ -194,7 +194,7 @@ class Agent:
     def status(self) -> status.Status:
         spool, counters = self.spool, self.link.counters
         return status.Status(
-            version=version("tocsin"),
+            version=version(),
             pid=os.getpid(),
             started_ms=self._started_ms,
             now_ms=self.clocks.wall_ms(),

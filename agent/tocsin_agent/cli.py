@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
+from tocsin_agent import release
 from tocsin_proto import exits
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def version(as_json: bool) -> None:
     """The version of this agent and of the wire protocol it speaks."""
     from tocsin_proto.records import PROTOCOL_MAX, PROTOCOL_MIN
 
-    facts = {"version": installed_version("tocsin"), "protocol_min": PROTOCOL_MIN, "protocol_max": PROTOCOL_MAX}
+    facts = {"version": release.version(), "protocol_min": PROTOCOL_MIN, "protocol_max": PROTOCOL_MAX}
     if as_json:
         _print_json(True, facts)
     else:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -144,8 +145,9 @@ def test_an_unknown_probe_is_a_usage_error_that_names_the_known(tmp_path):
     assert "filesystems" in result.stderr
 
 
-def test_version_speaks_json():
-    assert json.loads(invoke("version", "--json").stdout)["data"]["protocol_max"] == 1
+def test_version_speaks_json_and_is_that_of_the_installed_distribution():
+    said = json.loads(invoke("version", "--json").stdout)["data"]
+    assert said == {"version": metadata.version("tocsin"), "protocol_min": 1, "protocol_max": 1}
 
 
 def test_status_without_an_agent_says_so(tmp_path):
