@@ -142,18 +142,22 @@ class Stream:
     # ----------------------------------------------------------------------------------------------------- reading
 
     async def _read(self, context: Context, clock: Callable[[], int]) -> None:
-        session = self.session
+        session, agent, offer_frame = self.session, self.session.agent, self._pipeline.offer_frame
         try:
             while not session.is_over:
                 raw = await context.read()
                 if raw is aio.EOF:  # type: ignore[attr-defined]
                     self.end("OK", "")
                     break
-                for action in session.received(raw, clock()):
-                    if not await self._offer(action):
+                actions = session.received(raw, clock())
+                for action in actions:
+                    if type(action) is OfferFrame:  # nearly always: by the shortest way
+                        spool_id, frame, raw = action
+                        await offer_frame(agent, spool_id, raw, frame, self._when_done(spool_id))
+                    elif not await self._offer(action):
                         break
-                if session.is_due:
-                    self._wake.set()
+                if not actions and session.is_due:
+                    self._wake.set()  # repeats are acknowledged at once: their commit has been
                 while not session.is_over and (not session.has_credit or len(self._outbox) > _OUTBOX_MAX):
                     self._room.clear()
                     await self._room.wait()
@@ -170,11 +174,7 @@ class Stream:
     async def _offer(self, action: Action) -> bool:
         """False: the stream was turned away, the rest is not to be done."""
         agent = self.session.agent
-        if isinstance(action, OfferFrame):
-            await self._pipeline.offer_frame(
-                agent, action.spool_id, action.raw, action.frame, self._when_done(action.spool_id)
-            )
-        elif isinstance(action, OfferPulse):
+        if isinstance(action, OfferPulse):
             await self._pipeline.offer_pulse(agent, action.pulse)
         elif isinstance(action, DeadLetter):
             log.warning(
