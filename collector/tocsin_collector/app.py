@@ -40,7 +40,6 @@ from tocsin_proto.systemd import Notifier
 log = structlog.get_logger(__name__)
 
 STOP_S_MAX = 2.0
-WEB_START_S_MAX = 30.0
 
 
 def unix_ms() -> int:
@@ -68,7 +67,7 @@ class Collector:
 
     async def serve(self) -> None:
         """Until `stop`. Raises StoreError, AuthorityError, SettingsError, ControlError or OSError when it cannot start."""
-        authority = Authority.load(self._paths.authority, self._clock())
+        self._authority = authority = Authority.load(self._paths.authority, self._clock())
         self._store = store = await self._open_store()
         try:
             snapshots = Snapshots(self._paths.snapshots)
@@ -160,35 +159,40 @@ class Collector:
 
     async def _live(self) -> None:
         """Start everything in order, run until cancelled; then everything ends at once, each in its own time."""
-        # The agents come first: the registry is composed of them.
-        await self._ingest.refresh()
-        await self._keeper.reload()
-        async with asyncio.TaskGroup() as tasks:
+        ends: list[Callable[[], Awaitable[None]]] = []
+        try:
+            # The agents come first: the registry is composed of them.
+            await self._ingest.refresh()
+            await self._keeper.reload()
             self.ports["ingest"] = await self._ingest.start()
-            tasks.create_task(_until_cancelled(self._ingest.stop), name="ingest")
+            ends.append(self._ingest.stop)
             self._enrolment.collector = str(self._public(self._config.ingest.listen, "ingest"))
             self.ports["enrol"] = await self._enrolment.start()
-            tasks.create_task(_until_cancelled(self._enrolment.stop), name="enrolment")
+            ends.append(self._enrolment.stop)
             await self._control.start()
-            tasks.create_task(_until_cancelled(self._control.stop), name="control")
-            tasks.create_task(self._outbox.run(), name="outbox")
-            tasks.create_task(self._keep_watchdog(), name="watchdog")
+            ends.append(self._control.stop)
             if self._web is not None:
-                tasks.create_task(self._web.run(), name="web")
-                await self._web_listens(self._web)
-            self._write_ports()
-            self._on_hangup(tasks)
-            self._notifier.ready(f"{len(self._ingest.agents())} agents enrolled")
-            log.info("collector ready", **self.ports, agents=len(self._ingest.agents()))
+                ends.append(self._web.end)
+            async with asyncio.TaskGroup() as tasks:
+                await self._reside(tasks)
+        finally:
+            for failed in await asyncio.gather(*(end() for end in ends), return_exceptions=True):
+                if isinstance(failed, Exception):
+                    log.error("something did not end as it should", error=repr(failed))
 
-    async def _web_listens(self, web: WebProcess) -> None:
-        try:
-            async with asyncio.timeout(WEB_START_S_MAX):
-                await web.listening.wait()
-        except TimeoutError:
-            # Monitoring goes on without pages; the supervisor keeps trying.
-            log.error("web process does not listen yet", after_s=WEB_START_S_MAX)
-        self.ports["web"] = web.port
+    async def _reside(self, tasks: asyncio.TaskGroup) -> None:
+        """Start what lives as tasks, then say that we are ready."""
+        tasks.create_task(self._outbox.run(), name="outbox")
+        tasks.create_task(self._keep_watchdog(), name="watchdog")
+        if self._web is not None:
+            self._web.on_listening = self._write_ports
+            tasks.create_task(self._web.run(), name="web")
+            # Not for ever: when it cannot start, monitoring goes on without pages and the supervisor keeps trying.
+            await self._web.tried.wait()
+        self._write_ports()
+        self._on_hangup(tasks)
+        self._notifier.ready(f"{len(self._ingest.agents())} agents enrolled")
+        log.info("collector ready", **self.ports, agents=len(self._ingest.agents()))
 
     async def _keep_watchdog(self) -> None:
         """Fed from the loop that does the work: when it hangs, systemd starts us again."""
@@ -231,23 +235,16 @@ class Collector:
 
     def _public(self, listen: str, name: str) -> Address:
         """How agents reach a listener: the first public name, with the port that it really has."""
-        address = parse_address(listen)
-        host = self._config.names[0] if self._config.names else address.host
-        return Address(host, self.ports.get(name, address.port))
+        names = self._config.names or self._authority.server.names
+        return Address(names[0], self.ports.get(name, parse_address(listen).port))
 
     def _write_ports(self) -> None:
         """For tools and tests: where port 0 led to. Whole or not at all."""
+        if self._web is not None and self._web.port:
+            self.ports["web"] = self._web.port
         partial_file = self._paths.ports.with_suffix(".new")
         partial_file.write_text(json.dumps(self.ports) + "\n")
         partial_file.replace(self._paths.ports)
-
-
-async def _until_cancelled(stop: Callable[[], Awaitable[None]]) -> None:
-    """Something that has been started lives as long as this task."""
-    try:
-        await asyncio.Event().wait()
-    finally:
-        await stop()
 
 
 def _innermost(error: BaseException) -> BaseException:

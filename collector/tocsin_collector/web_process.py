@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,38 +45,35 @@ class _Listening(msgspec.Struct, frozen=True):
 
 
 class WebProcess:
-    """`run` is its task. port: where it listens, 0 until it does."""
+    """`run` is its task. port: where it listens, 0 until it does. on_listening: told each time it does."""
 
     def __init__(self, settings: Web, paths: Paths, environ: Mapping[str, str]) -> None:
         self.restarts = 0
         self.port = 0
-        self.listening = asyncio.Event()
+        self.tried = asyncio.Event()  # the first start has come to something, good or bad
+        self.on_listening: Callable[[], None] = _nobody
         self._settings = settings
         self._paths = paths
         self._environ = {name: environ[name] for name in PASSED_ON if name in environ}
         self._process: asyncio.subprocess.Process | None = None
 
     async def run(self) -> None:
-        """Until cancelled; then the process is ended."""
+        """Until cancelled; `end` then ends the process."""
         loop, backoff_s = asyncio.get_running_loop(), 1.0
-        try:
-            while True:
-                began = loop.time()
-                try:
-                    code = await self._once()
-                except OSError as error:  # no memory, no process: pages can wait, monitoring cannot
-                    log.error("web process cannot be started", problem=str(error))
-                    code = -1
-                ran_s = loop.time() - began
-                backoff_s = 1.0 if ran_s >= STEADY_S else min(backoff_s * 2, BACKOFF_S_MAX)
-                pause_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - spreads load, guards nothing
-                log.error(
-                    "web process ended, starting it again", code=code, ran_s=round(ran_s, 1), in_s=round(pause_s, 1)
-                )
-                self.restarts += 1
-                await asyncio.sleep(pause_s)
-        finally:
-            await self._end()
+        while True:
+            began = loop.time()
+            try:
+                code = await self._once()
+            except OSError as error:  # no memory, no process: pages can wait, monitoring cannot
+                log.error("web process cannot be started", problem=str(error))
+                code = -1
+            self.tried.set()
+            ran_s = loop.time() - began
+            backoff_s = 1.0 if ran_s >= STEADY_S else min(backoff_s * 2, BACKOFF_S_MAX)
+            pause_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - spreads load, guards nothing
+            log.error("web process ended, starting it again", code=code, ran_s=round(ran_s, 1), in_s=round(pause_s, 1))
+            self.restarts += 1
+            await asyncio.sleep(pause_s)
 
     async def _once(self) -> int:
         """Start it and wait for its end."""
@@ -92,7 +89,8 @@ class WebProcess:
             async with asyncio.timeout(START_S_MAX):
                 line = await process.stdout.readline()
             self.port = msgspec.json.decode(line, type=_Listening).port
-            self.listening.set()
+            self.tried.set()
+            self.on_listening()
             log.info("web process listens", pid=process.pid, host=self._listen().host, port=self.port)
             # Nothing more is expected, but a full pipe would stop it.
             while await process.stdout.read(4096):
@@ -102,7 +100,8 @@ class WebProcess:
                 process.kill()
         return await process.wait()
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
+        """After `run` was cancelled. Within STOP_S_MAX."""
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
@@ -130,6 +129,10 @@ class WebProcess:
         if settings.certificate:
             command += ["--certificate", _absolute(home, settings.certificate), "--key", _absolute(home, settings.key)]
         return command
+
+
+def _nobody() -> None:
+    """Who is told before somebody asked to be."""
 
 
 def _absolute(home: Path, file: str) -> str:

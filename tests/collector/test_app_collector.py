@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -277,6 +278,36 @@ def test_a_second_engine_on_the_same_state_is_refused_with_one_line(running: Run
     assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert running.call("status")["pid"] == running.process.pid
+
+
+@pytest.mark.parametrize("table", ["ingest", "enrol"])
+def test_a_port_that_is_taken_ends_the_start_with_one_line(tmp_path: Path, table: str) -> None:
+    state = laid(tmp_path / "c")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = (state / "collector.toml").read_text()
+        taken_line = f'[{table}]\nlisten = "127.0.0.1:{port}"'
+        (state / "collector.toml").write_text(text.replace(f'[{table}]\nlisten = "127.0.0.1:0"', taken_line))
+        done = run("tocsin-collector", "run", "--state", state)
+    assert done.returncode == exits.PROBLEM
+    assert f"tocsin-collector: 127.0.0.1:{port}: cannot listen here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_monitoring_goes_on_when_the_port_of_the_pages_is_taken(tmp_path: Path) -> None:
+    state = laid(tmp_path / "c")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = (state / "collector.toml").read_text()
+        (state / "collector.toml").write_text(
+            text.replace('[web]\nlisten = "127.0.0.1:0"', f'[web]\nlisten = "127.0.0.1:{port}"')
+        )
+        collector = Running(state)
+        assert set(collector.ports) == {"ingest", "enrol"}
+        assert collector.call("status")["trouble"] == ""
+        assert collector.logged("Address already in use")
+    until(lambda: "web" in json.loads((state / "ports.json").read_text()), "pages, once the port is free")
+    assert collector.stop() <= 2.0
 
 
 def test_the_web_process_is_started_again_on_the_same_port(running: Running) -> None:

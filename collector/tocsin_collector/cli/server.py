@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from socket import getfqdn
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,7 +73,7 @@ def init(file: Path | None, state: Path | None, names: tuple[str, ...], admin: s
         if state:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)
         password = _password(admin_password_file)
-        wanted = names or tuple(dict.fromkeys((getfqdn(), "localhost", "127.0.0.1")))
+        wanted = names or tuple(dict.fromkeys((gethostname(), "localhost", "127.0.0.1")))
         settings = foundation.write_settings(file, str(state.absolute()) if state else "", wanted)
         loaded, paths = _load(file, state)
         if not loaded.value.names:
