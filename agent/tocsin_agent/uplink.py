@@ -42,6 +42,8 @@ SUSPICIOUS: Final = frozenset(
         grpc.StatusCode.UNKNOWN,
     }
 )
+# What gRPC itself says, as INTERNAL, when a write met the end of the stream before its status came.
+CORE_ERROR: Final = "Internal error from Core"
 REFUSED: Final = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 END: Final[object] = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 
@@ -223,8 +225,10 @@ class Uplink:
 
 
 async def _status(call: Any) -> _Ended:
-    code, detail = await call.code(), await call.details()
-    return _Ended(code=code, detail=detail or "")
+    code, detail = await call.code(), await call.details() or ""
+    if detail.startswith(CORE_ERROR):
+        return _Ended(detail="broken while writing")
+    return _Ended(code=code, detail=detail)
 
 
 def _why(ended: _Ended) -> str:
