@@ -156,4 +156,8 @@ def _join(registry: Registry, enrolled: list[Enrolled]) -> Registry:
         site = host.site or only_site
         sites.setdefault(site, Site(id=site))
         devices[host.name] = Device(id=host.name, site=site, kind="server", is_agent=not host.is_revoked)
+    # People write down what stands behind an agent before it enrols: until then it is a device of which nothing is known.
+    for device in registry.devices:
+        if device.watched_by in leaned_on and device.watched_by not in devices:
+            devices[device.watched_by] = Device(id=device.watched_by, site=device.site, kind="server")
     return Registry(sites=tuple(sites.values()), devices=tuple(devices.values()))
