@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc import aio
 from tests.support.ingest_rig import (
+    PATIENCE_S,
     RENEW,
     STREAM,
     Client,
@@ -154,8 +155,8 @@ def test_a_frame_that_is_too_large_is_rejected_by_its_number(tmp_path: Path) -> 
 def test_an_agent_beyond_its_credit_is_not_read_until_some_is_committed_and_nothing_is_lost(tmp_path: Path) -> None:
     async def scene(one: Rig) -> None:
         client = one.client(await one.add_agent("edge-1"))
-        await client.send(hello(), *(frame(seq) for seq in range(1, 400)))
-        await client.until(records.Ack(399))
+        await client.send(hello(), *(frame(seq) for seq in range(1, 121)))
+        await client.until(records.Ack(120))
         (facts,) = one.ingest.sessions()
         assert facts.in_flight_bytes == 0
 
@@ -199,6 +200,29 @@ def test_two_machines_with_one_certificate_are_told_and_the_older_stream_stays(t
         fresh = one.client(credentials)
         await fresh.send(hello(last_seq=1))
         await fresh.until(records.Welcome)
+
+    play(tmp_path, scene)
+
+
+def test_a_peer_that_reads_nothing_is_cut_off_when_a_newer_stream_comes(tmp_path: Path) -> None:
+    large = tuple(records.AssignedDevice(f"d{n}", "", "snmp", bytes(60_000)) for n in range(40))
+
+    def readers() -> int:
+        return sum(task.get_name() == "reader edge-1" for task in asyncio.all_tasks())
+
+    async def scene(one: Rig) -> None:
+        credentials = await one.add_agent("edge-1")
+        deaf, newer = one.client(credentials), one.client(credentials)
+        await deaf.send(hello())
+        await deaf.until(records.Welcome)
+        one.ingest.assign("edge-1", records.Assignment("large", large))
+        await newer.send(hello(), frame(1))
+        await newer.until(records.Ack(1))
+        async with asyncio.timeout(PATIENCE_S):
+            while readers() > 1:  # noqa: ASYNC110 - nobody is told of the end of a stream that hears nothing
+                await asyncio.sleep(0.01)
+        await newer.send(frame(2))
+        await newer.until(records.Ack(2))
 
     play(tmp_path, scene)
 

@@ -289,7 +289,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(STEPS)
 def test_each_number_is_taken_once_in_order_and_never_acknowledged_before_it_is_durable(
     steps: list[tuple[str, int, int]],
@@ -327,7 +327,7 @@ def test_each_number_is_taken_once_in_order_and_never_acknowledged_before_it_is_
         assert play.session.in_flight_bytes >= 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_can_break_a_stream_other_than_by_a_code(raw: bytes, is_frame: bool) -> None:
     play = Play()

@@ -172,7 +172,7 @@ def test_the_agent_reads_the_text_that_the_collector_writes(database: Database) 
     assert tokens.secret_of(read.secret) == tokens.secret_of(written) == SECRET
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(max_size=100), st.text(max_size=100).map(lambda text: tokens.PREFIX + text)))
 def test_no_text_breaks_the_reading_of_a_token(text: str) -> None:
     secret = tokens.secret_of(text)

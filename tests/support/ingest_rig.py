@@ -255,7 +255,7 @@ async def rig(
         for channel in one.channels:
             await channel.close()
         await enrolment.stop()
-        await ingest.stop()
+        await one.ingest.stop()
         pipeline.stop()
         await running
         await store.close()
