@@ -54,8 +54,9 @@ class Language:
         return self.code.replace("_", "-")
 
     def t(self, text: str, /, **facts: object) -> str:
-        # The empty msgid is the catalogue's header, not a text.
-        return _fill_facts(self.catalogue.gettext(text) if text else "", facts)
+        # The empty msgid is the catalogue's header, not a text. Without facts nothing is filled: it may be filled later.
+        told = self.catalogue.gettext(text) if text else ""
+        return _fill_facts(told, facts) if facts else told
 
     def tn(self, one: str, many: str, n: int, /, **facts: object) -> str:
         return _fill_facts(self.catalogue.ngettext(one, many, n), {"n": n, **facts})

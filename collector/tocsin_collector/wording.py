@@ -74,12 +74,14 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(ratio: float) -> str:
-    return f"{ratio * 100:.1f}".removesuffix(".0") + "%" if math.isfinite(ratio) else number(ratio)
+    if not abs(ratio) < 10_000:  # NaN too
+        return f"{number(ratio * 100)}%" if math.isfinite(ratio) else number(ratio)
+    return f"{ratio * 100:.1f}".removesuffix(".0") + "%"
 
 
 def availability(ratio: float) -> str:
-    """Never rounded up to 100: five digits, cut off."""
-    return f"{math.floor(ratio * 10_000_000) / 100_000:.3f}%"
+    """Cut off after three decimals, never rounded up: only what is whole reads 100.000%."""
+    return f"{math.floor(ratio * 100_000) / 1000:.3f}%"
 
 
 def scaled(value: float, unit: str, step: int, prefixes: tuple[str, ...]) -> str:
@@ -111,7 +113,7 @@ def duration(language: Language, ms: float) -> str:
     if hours < 24:
         return t("{h} h {m} min", h=hours, m=f"{minutes:02}")
     days, hours = divmod(hours, 24)
-    return t("{d} d {h} h", d=days, h=hours) if days < 100 else t("{n} d", n=days)
+    return t("{d} d {h} h", d=days, h=hours) if days < 100 else t("{n} d", n=number(days))
 
 
 def seconds(language: Language, value: float) -> str:

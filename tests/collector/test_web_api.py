@@ -164,8 +164,14 @@ def test_tokens_are_made_listed_without_secret_and_revoked(tmp_path: Path) -> No
         (listed,) = api.get("/tokens").json()["items"]
         assert (listed["id"], listed["uses_left"], listed["created_by"]) == (token["id"], 3, "root")
         assert token["token"].rpartition(".")[2] not in api.get("/tokens").text
+        second = api.post("/tokens", json={"device": "edge-9"}).json()["id"]
+        page = api.get("/tokens", params={"limit": 1}).json()
+        rest = api.get("/tokens", params={"limit": 1, "after": page["next"]}).json()
+        assert {one["id"] for one in page["items"] + rest["items"]} == {token["id"], second}
+        assert rest["next"] == ""
         assert api.post(f"/tokens/{token['id']}/revoke").status_code == 200
-        assert api.get("/tokens").json()["items"][0]["revoked_ms"] == rig.now_ms
+        revoked = {one["id"]: one["revoked_ms"] for one in api.get("/tokens").json()["items"]}
+        assert revoked == {token["id"]: rig.now_ms, second: 0}
         assert api.post("/tokens", json={"site": "nowhere"}).status_code == 409
         assert api.post("/tokens", json={"ttl_s": 1}).status_code == 422
         assert api.post("/tokens", json={"uses": 0}).status_code == 422

@@ -17,6 +17,7 @@ import httpx2
 from tocsin_collector import accounts, rules_file
 from tocsin_collector.control import ControlServer
 from tocsin_collector.core.model import Config, Device, Registry, Site, SnmpAccess
+from tocsin_collector.desk.outbox import Outbox
 from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.pipeline import Pipeline
 from tocsin_collector.store.sqlite import SqliteStore
@@ -164,6 +165,7 @@ class WebRig:
             self.pipeline,
             Authority.create(self.folder / "ca", ("localhost",), START_MS),
             _Agents(),
+            Outbox(self.pipeline, self.folder / "tocsin.db", {}, clock=clock, luck=lambda: 0.5),
             enrol_address=lambda: "localhost:7444",
             clock=clock,
             status=self._status,

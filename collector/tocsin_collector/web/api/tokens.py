@@ -1,7 +1,7 @@
 """Enrolment tokens: how a new host is let in."""
 
 from tocsin_collector.web.api import records
-from tocsin_collector.web.api.call import Call, Operation
+from tocsin_collector.web.api.call import Call, Operation, Paging
 from tocsin_collector.web.api.problem import Failure
 
 TTL_S_MAX = 30 * 86_400
@@ -24,7 +24,15 @@ async def create_token(call: Call) -> records.TokenMade:
 
 
 async def list_tokens(call: Call) -> records.Page[records.Token]:
-    return records.Page([records.Token(*token) for token in await call.source.enrolment_tokens()])
+    paging: Paging = call.query
+    tokens = await call.source.enrolment_tokens()
+    ids = [token.id for token in tokens]
+    if paging.after and paging.after not in ids:
+        raise Failure(400, "invalid parameter", "after is no cursor of this list", "take `next` of a page")
+    start = ids.index(paging.after) + 1 if paging.after else 0
+    shown = tokens[start : start + paging.limit]
+    more = shown[-1].id if start + paging.limit < len(tokens) else ""
+    return records.Page([records.Token(*token) for token in shown], more)
 
 
 async def revoke_token(call: Call) -> records.Done:
@@ -52,6 +60,7 @@ OPERATIONS = (
         "Enrolment tokens, without their secrets",
         list_tokens,
         records.Page[records.Token],
+        Paging,
     ),
     Operation("revokeToken", "POST", "/tokens/{token}/revoke", "admin", "End a token", revoke_token, records.Done),
 )
