@@ -22,17 +22,14 @@ from tocsin_proto import exits
 
 if TYPE_CHECKING:
     from tocsin_agent.config import AgentSettings
-    from tocsin_agent.probes import Measurement
     from tocsin_agent.sampler import Target
     from tocsin_agent.status import Status
-    from tocsin_proto.records import Event
     from tocsin_proto.settings import Loaded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 IDENTITY = "identity"  # folder in the state folder
 EXTRA = "pip install tocsin[agent]"
-TEST_PAUSE_S = 1.0  # shares of CPU time need two readings
 CERTIFICATE_SOON_MS = 14 * 86_400_000
 
 
@@ -86,16 +83,18 @@ def test(path: Path | None, state: Path | None, probe: str | None, as_json: bool
     """
     loaded, path, folder = _settings(path, state, is_needed=False)
     with _extra_needed():
+        from tocsin_agent import trial
+
         targets = _targets(loaded.value, path, folder)
     chosen = [one for one in targets if probe is None or probe in _names(one)]
     if not chosen:
         known = ", ".join(sorted({_names(one)[-1] for one in targets}))
         raise click.BadParameter(f'"{probe}" is not watched here, known are: {known}', param_hint="PROBE")
-    results = asyncio.run(_tried(chosen))
+    results = asyncio.run(trial.tried(chosen))
     if as_json:
         _print_json(all(one.problem is None for one in results), {"probes": results})
     else:
-        _print_results(results)
+        trial.show(results)
     sys.exit(exits.OK if all(one.problem is None for one in results) else exits.PROBLEM)
 
 
@@ -285,17 +284,6 @@ def _write_first_settings(path: Path, collector: str) -> None:
 # -------------------------------------------------------------------------------------------------------- test
 
 
-class Result(msgspec.Struct, frozen=True):
-    """What one probe gave in `tocsin-agent test`."""
-
-    probe: str
-    duration_ms: float
-    problem: str | None
-    measurements: list["Measurement"]
-    events: list["Event"]
-    identity: dict[str, str]
-
-
 def _targets(settings: "AgentSettings", path: Path, folder: Path) -> list["Target"]:
     from tocsin_agent import app, assignment
     from tocsin_agent.credentials import Credentials
@@ -312,66 +300,6 @@ def _targets(settings: "AgentSettings", path: Path, folder: Path) -> list["Targe
 def _names(one: "Target") -> tuple[str, str]:
     """ "host/cpu" is asked for as "host/cpu" or as "cpu"."""
     return one.key, one.key.partition("/")[2]
-
-
-async def _tried(targets: list["Target"]) -> list[Result]:
-    await asyncio.sleep(TEST_PAUSE_S)
-    results = list(await asyncio.gather(*(_try(one) for one in targets)))
-    for one in targets:
-        if (close := getattr(one.probe, "close", None)) is not None:
-            await close()
-    return results
-
-
-async def _try(one: "Target") -> Result:
-    from tocsin_agent.probes import Measurement, ProbeError
-
-    loop = asyncio.get_running_loop()
-    started_s = loop.time()
-    measurements: list[Measurement] = []
-    events: list[Event] = []
-    problem = None
-    try:
-        async with asyncio.timeout(one.deadline_ms / 1000):
-            async for item in one.probe.collect():
-                if isinstance(item, Measurement):
-                    measurements.append(item)
-                else:
-                    events.append(item)
-    except TimeoutError:
-        problem = f"did not end within {one.deadline_ms / 1000:g} s"
-    except ProbeError as error:
-        problem = str(error)
-    except Exception as error:  # shown to the person who asked for it
-        problem = f"{type(error).__name__}: {error}"
-    identity = dict(getattr(one.probe, "identity", {}))
-    return Result(one.key, round((loop.time() - started_s) * 1000, 1), problem, measurements, events, identity)
-
-
-def _print_results(results: list[Result]) -> None:
-    for result in results:
-        click.echo(f"{result.probe}: {len(result.measurements)} values in {result.duration_ms:g} ms")
-        for name, value in sorted(result.identity.items()):
-            click.echo(f"  {name}: {value}")
-        for one in result.measurements:
-            click.echo(f"  {_series_text(one)} = {_value_text(one)}")
-        for event in result.events:
-            click.echo(f"  event {event.name}: {event.text}")
-        if result.problem is not None:
-            click.echo(f"  problem: {result.problem}", err=True)
-
-
-def _series_text(one: "Measurement") -> str:
-    labels = ", ".join(f"{name}={value}" for name, value in one.series.labels)
-    return f"{one.series.metric}{{{labels}}}" if labels else one.series.metric
-
-
-def _value_text(one: "Measurement") -> str:
-    states = dict(one.series.states)
-    if one.value in states:
-        return f"{one.value:g} ({states[int(one.value)]})"
-    number = f"{one.value:g}" if isinstance(one.value, float) else str(one.value)
-    return number if one.series.unit == "1" else f"{number} {one.series.unit}"
 
 
 # ------------------------------------------------------------------------------------------------------ output
