@@ -6,10 +6,7 @@ is missing in between is told by a gap in a later frame, or left as a hole that 
 
 import contextlib
 import os
-import re
 import shutil
-import struct
-import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,42 +17,27 @@ import structlog
 
 from tocsin_agent.remains import remains
 from tocsin_agent.segments import HEADER, SCAN_BYTES, Condition, Entry, Kind, Segment, sync_folder
+from tocsin_agent.sidefiles import (
+    ACKED,
+    BIRTH,
+    END,
+    NAME,
+    OWED,
+    Birth,
+    End,
+    Marker,
+    quarantine,
+    read_acked,
+    write_acked,
+    write_atomic,
+    write_marker,
+)
 from tocsin_proto.records import Gap
 
-NAME: Final = re.compile(r"(\d{8})-([0-9a-f]{32})")
-QUARANTINED_MAX: Final = 8  # damaged segments kept for whoever wants to know
 ASIDE_MAX: Final = 1024
 LOSSES_MAX: Final = 64  # reasons remembered for holes that no frame could tell
-BIRTH: Final = "birth.json"
-END: Final = "end.json"
-OWED: Final = "owed.json"
-MARKER: Final = "clean"
-ACKED: Final = "acked"
 
 log = structlog.get_logger()
-
-
-class Marker(msgspec.Struct, frozen=True):
-    """Written when a spool is closed, removed when it is opened. `inode` is the marker's own: a copy has another."""
-
-    inode: int
-    last_seq: int
-    last_kept: int
-    sent: int
-    dropped_frames: int
-    dropped_events: int
-    gaps: tuple[Gap, ...] = ()
-
-
-class Birth(msgspec.Struct, frozen=True):
-    born_ms: int
-
-
-class End(msgspec.Struct, frozen=True):
-    """Of a generation that another has followed: what it held then, so that a later loss of its tail is seen."""
-
-    last_kept: int
-    newest_ms: int
 
 
 class Lost(NamedTuple):
@@ -100,7 +82,7 @@ class Generation:
         generation.birth = birth
         try:
             generation.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_atomic(generation.folder / BIRTH, msgspec.json.encode(birth))
+            write_atomic(generation.folder / BIRTH, msgspec.json.encode(birth))
             sync_folder(root)
         except OSError as exc:
             log.warning("spool folder cannot be written, frames stay in memory", error=str(exc))
@@ -122,7 +104,7 @@ class Generation:
         paths = sorted(folder.glob("*.seg"))
         for path in paths:
             generation._adopt(path, is_last=path == paths[-1])
-        generation.acked, generation._acked_ms = _read_acked(folder / ACKED)
+        generation.acked, generation._acked_ms = read_acked(folder / ACKED)
         generation._acked_on_disk = generation.acked
         generation.last_seq = generation.last_kept = max(generation.last_kept, generation.acked)
         generation._trim()
@@ -166,7 +148,7 @@ class Generation:
         """Keeps gaps until they have arrived: the next start may be an unclean one. False: not kept."""
         try:
             if gaps:
-                _write_atomic(self.folder / OWED, msgspec.json.encode(gaps))
+                write_atomic(self.folder / OWED, msgspec.json.encode(gaps))
             else:
                 (self.folder / OWED).unlink(missing_ok=True)
         except OSError:
@@ -190,7 +172,7 @@ class Generation:
         if before == self.end:
             return None
         try:
-            _write_atomic(self.folder / END, msgspec.json.encode(self.end))
+            write_atomic(self.folder / END, msgspec.json.encode(self.end))
         except OSError as exc:
             log.warning("spool folder cannot be written", folder=self.folder.name, error=str(exc))
         if before is None or before.last_kept <= self.last_kept:
@@ -258,7 +240,7 @@ class Generation:
         if self._active is not None and self._active.is_memory and self._active.count:
             self._active.persist()
         if self.acked != self._acked_on_disk:
-            _write_acked(self.folder / ACKED, self.acked, self.newest_ms)
+            write_acked(self.folder / ACKED, self.acked, self.newest_ms)
             self._acked_on_disk = self.acked
 
     def close(self, marker: Marker) -> None:
@@ -267,14 +249,7 @@ class Generation:
         if self._active is not None:
             self._active.sync()
         self.abandon()
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.folder / MARKER
-        with path.open("wb") as file:
-            body = msgspec.json.encode(msgspec.structs.replace(marker, inode=os.fstat(file.fileno()).st_ino))
-            file.write(body + b"\n%08x\n" % zlib.crc32(body))
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self.folder)
+        write_marker(self.folder, marker)
 
     def abandon(self) -> None:
         """Lets go of the files without a word, as a kill would."""
@@ -455,59 +430,3 @@ class Generation:
 
     def _path(self, seq: int) -> Path:
         return self.folder / f"{seq:020d}.seg"
-
-
-def read_marker(folder: Path) -> Marker | None:
-    """None: not closed cleanly, or a copy of a folder that was."""
-    path = folder / MARKER
-    try:
-        body, crc, _ = path.read_bytes().split(b"\n")
-        marker = msgspec.json.decode(body, type=Marker)
-        inode = path.stat().st_ino
-    except (OSError, ValueError):
-        return None
-    return marker if crc == b"%08x" % zlib.crc32(body) and marker.inode == inode else None
-
-
-def quarantine(path: Path, *, keep: bool = False) -> None:
-    """Moves a file (`keep`: a second name or copy) to the spool's quarantine, which never holds more than a few."""
-    folder = path.parent.parent / "quarantine"
-    target = folder / f"{path.parent.name}-{path.stem}.bad"
-    with contextlib.suppress(OSError):
-        folder.mkdir(exist_ok=True, mode=0o700)
-        if not keep:
-            path.replace(target)
-        else:
-            target.unlink(missing_ok=True)
-            try:
-                target.hardlink_to(path)
-            except OSError:
-                shutil.copyfile(path, target)
-        for old in sorted(folder.glob("*.bad"))[:-QUARANTINED_MAX]:
-            old.unlink()
-
-
-def _read_acked(path: Path) -> tuple[int, int]:
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return 0, 0
-    if len(raw) != 20 or zlib.crc32(raw[:16]) != int.from_bytes(raw[16:], "little"):
-        return 0, 0
-    seq, newest_ms = struct.unpack("<Qq", raw[:16])
-    return seq, newest_ms
-
-
-def _write_acked(path: Path, seq: int, newest_ms: int) -> None:
-    # In place and without a sync: when it is lost or torn, the collector says again how far it is.
-    raw = struct.pack("<Qq", seq, newest_ms)
-    path.write_bytes(raw + zlib.crc32(raw).to_bytes(4, "little"))
-
-
-def _write_atomic(path: Path, body: bytes) -> None:
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -13,7 +13,6 @@ except `fsync`.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable
 from io import FileIO
 from pathlib import Path
@@ -22,27 +21,26 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from tocsin_agent.generation import MARKER, NAME, Birth, Generation, Lost, Marker, read_marker
+from tocsin_agent.generation import Generation, Lost
+from tocsin_agent.opening import GENERATIONS_MAX, SpoolBusyError, goes_on, kept, locked, taken
 from tocsin_agent.remains import entry_of, gap_of, joined
-from tocsin_agent.segments import Entry, Kind, Segment, sync_folder
+from tocsin_agent.segments import Entry, Kind, Segment
+from tocsin_agent.sidefiles import NAME, Birth, Marker
 from tocsin_proto.codec import WireError, decode_frame, encode_frame
 from tocsin_proto.records import Frame, Gap, Layout
 
 BYTES_MAX: Final = 256 * 1024 * 1024
 AGE_MS_MAX: Final = 7 * 24 * 3600 * 1000
 SEGMENT_BYTES: Final = 4 * 1024 * 1024
-GENERATIONS_MAX: Final = 4  # older than the present one
 LAYOUTS_MAX: Final = 4096  # remembered, to declare them again in a new segment
 DEAD: Final = "dead"
 DEAD_MAX: Final = 16
 BOUND_EVERY_MS: Final = 60_000
 PLAUSIBLE_MS: Final = 1_577_836_800_000  # 2020: an earlier stamp is of a clock that was not set yet
 
+__all__ = ["GENERATIONS_MAX", "Spool", "SpoolBusyError"]
+
 log = structlog.get_logger()
-
-
-class SpoolBusyError(Exception):
-    """Another agent has this spool open: two of them would give one number to two frames."""
 
 
 class Spool:
@@ -98,7 +96,7 @@ class Spool:
             segment_bytes=segment_bytes,
             random_bytes=random_bytes,
         )
-        spool._lock = _locked(folder)
+        spool._lock = locked(folder)
         spool._adopt(now_ms)
         spool._bound(now_ms)
         return spool
@@ -380,16 +378,16 @@ class Spool:
     def _adopt(self, now_ms: int) -> None:
         found = self._found()
         newest = found[-1] if found else None
-        marker = _taken(newest.folder) if newest is not None else None
-        if newest is not None and marker is not None and _goes_on(newest, marker):
-            self._old, owed = _kept(found[:-1])
+        marker = taken(newest.folder) if newest is not None else None
+        if newest is not None and marker is not None and goes_on(newest, marker):
+            self._old, owed = kept(found[:-1])
             self._resume(newest, marker)
         else:
             gaps = self._unclean(found, marker, now_ms)
             ordinal = max(self._ordinals(), default=0) + 1
             self._active = self._born(ordinal, now_ms)
             self._owe(gaps)
-            self._old, owed = _kept(found)
+            self._old, owed = kept(found)
         self._owe(owed)
         self.dropped_frames += sum(gap.frames for gap in owed)
 
@@ -447,54 +445,3 @@ class Spool:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _taken(folder: Path) -> Marker | None:
-    """The marker, which is gone from the disk then: from here on any end but `close` is an unclean one."""
-    marker = read_marker(folder)
-    try:
-        (folder / MARKER).unlink(missing_ok=True)
-    except OSError as exc:
-        log.warning("spool folder cannot be written", folder=str(folder), error=str(exc))
-        return None
-    sync_folder(folder)
-    return marker
-
-
-def _kept(old: list[Generation]) -> tuple[list[Generation], list[Gap]]:
-    """The generations that are still to be delivered, and what was given up to stay within the bound."""
-    waiting = [one for one in old if not one.drained]
-    gaps = [gap for gap in (one.conclude() for one in old) if gap is not None]
-    for one in waiting[:-GENERATIONS_MAX]:
-        from_ms, to_ms = one.span_ms() or (0, 0)
-        gaps.append(Gap(0, 0, from_ms, to_ms, "too many unclean starts", frames=one.count()))
-    for one in old:
-        if one not in waiting[-GENERATIONS_MAX:]:
-            one.remove()
-    return waiting[-GENERATIONS_MAX:], gaps
-
-
-def _goes_on(newest: Generation, marker: Marker) -> bool:
-    """Whether the folder is what the marker says; otherwise numbers might be given twice."""
-    return not newest.damaged and newest.last_kept == marker.last_kept
-
-
-def _locked(folder: Path) -> FileIO | None:
-    """None where the folder cannot be written, or the platform has no such lock."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = FileIO(folder / "lock", "w")
-    except OSError as exc:
-        log.warning("spool folder cannot be written", folder=str(folder), error=str(exc))
-        return None
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            file.close()
-            raise SpoolBusyError(
-                f"{folder}: another agent has this spool open; stop it, or give this one its own"
-            ) from exc
-    return file

@@ -13,8 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 from tests.support.edge_rig import LAYOUT, Rig
 
-from tocsin_agent.generation import QUARANTINED_MAX, Generation
+from tocsin_agent.generation import Generation
 from tocsin_agent.segments import HEADER, MEMORY_BYTES_MAX, Kind
+from tocsin_agent.sidefiles import QUARANTINED_MAX
 from tocsin_agent.spool import GENERATIONS_MAX, SpoolBusyError
 from tocsin_proto.codec import decode_frame
 from tocsin_proto.records import FRAME_BYTES_MAX, Clock, Event, Frame
