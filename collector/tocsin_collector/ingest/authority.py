@@ -7,8 +7,6 @@ Invariant: nothing of a certificate request but its public key reaches a certifi
 collector chose, in one URI: spiffe://<trust domain>/agent/<uuid>.
 """
 
-import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,9 +24,18 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tocsin_collector.ingest.key_files import (
+    AuthorityError,
+    read_certificate,
+    read_key,
+    write_private,
+    write_public,
+)
+
+__all__ = ["Authority", "AuthorityError", "Issued", "RequestError", "ServerPair", "requested_key", "spki", "spki_pin"]
 
 TRUST_DOMAIN = "tocsin"
 CSR_BYTES_MAX = 16 * 1024
@@ -43,10 +50,6 @@ _RSA_BITS = range(2048, 8193)
 
 Names = Sequence[str]
 AgentKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-
-
-class AuthorityError(Exception):
-    """The folder of the authority cannot be used: says which file, what is wrong and what would be right."""
 
 
 class RequestError(ValueError):
@@ -97,8 +100,8 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _ca_certificate(key, trust_domain, _at(now_ms))
         server = _server_pair(key, certificate, names, now_ms)
-        _write_private(folder / "ca.key", _key_pem(key))
-        _write(folder / "ca.crt", certificate.public_bytes(Encoding.PEM), 0o644)
+        write_private(folder / "ca.key", _key_pem(key))
+        write_public(folder / "ca.crt", certificate.public_bytes(Encoding.PEM))
         _write_server(folder, server)
         return cls(folder, key, certificate, server)
 
@@ -108,8 +111,8 @@ class Authority:
 
         A server certificate that has expired is no error: see `server_is_due`. Raises AuthorityError.
         """
-        certificate = _read_certificate(folder / "ca.crt")
-        key = _read_key(folder / "ca.key")
+        certificate = read_certificate(folder / "ca.crt")
+        key = read_key(folder / "ca.key")
         if key.public_key() != certificate.public_key():
             raise AuthorityError(f"{folder / 'ca.key'}: does not belong to ca.crt; restore both files from one backup")
         if certificate.not_valid_after_utc <= _at(now_ms):
@@ -117,14 +120,14 @@ class Authority:
             raise AuthorityError(
                 f"{folder / 'ca.crt'}: expired on {ended}; check the clock, else make a new one and enrol again"
             )
-        server_certificate = _read_certificate(folder / "server.crt")
+        server_certificate = read_certificate(folder / "server.crt")
         try:
             server_certificate.verify_directly_issued_by(certificate)
         except (InvalidSignature, ValueError, TypeError) as exc:
             raise AuthorityError(
                 f"{folder / 'server.crt'}: not issued by ca.crt beside it; restore the folder"
             ) from exc
-        server_key = _read_key(folder / "server.key")
+        server_key = read_key(folder / "server.key")
         authority = cls(folder, key, certificate, _pair(server_certificate, server_key))
         if server_key.public_key() != server_certificate.public_key():
             # A renewal that was cut off between its two files. Nothing is lost: the pair is made again for the same names.
@@ -325,57 +328,7 @@ def _ms(moment: datetime) -> int:
     return int(moment.timestamp()) * 1000
 
 
-# ------------------------------------------------------------------------------------------------------------ files
-
-
 def _write_server(folder: Path, server: ServerPair) -> None:
     # Each file is replaced whole; `load` mends what a crash between the two leaves.
-    _write_private(folder / "server.key", server.key_pem)
-    _write(folder / "server.crt", server.certificate_pem, 0o644)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    _write(path, data, 0o600)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all; a private key is never readable by others, not even while it is written."""
-    partial = path.with_name(f".{path.name}.new")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(_read(path))
-    except ValueError as exc:
-        raise AuthorityError(f"{path}: not a certificate in PEM; restore it from a backup") from exc
-
-
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    data = _read(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise AuthorityError(f"{path}: mode {mode:04o} lets others read a private key; `chmod 600` it")
-    try:
-        key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise AuthorityError(f"{path}: not an unencrypted private key in PEM; restore it from a backup") from exc
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise AuthorityError(f"{path}: not a key on an elliptic curve, as `tocsin-collector init` makes it")
-    return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise AuthorityError(
-            f"{path}: not there; `tocsin-collector init` makes it, or restore it from a backup"
-        ) from exc
-    except OSError as exc:
-        raise AuthorityError(f"{path}: {exc.strerror}; the collector's user must be able to read it") from exc
+    write_private(folder / "server.key", server.key_pem)
+    write_public(folder / "server.crt", server.certificate_pem)

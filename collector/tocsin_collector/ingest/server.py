@@ -242,10 +242,19 @@ class IngestServer:
     async def _look_after(self) -> None:
         while True:
             self.look_after(self._clock())
-            if self._authority.server_is_due(self._clock()):
-                await asyncio.to_thread(self._authority.renew_server, self._clock())
-                log.info("server certificate renewed", expires_ms=self._authority.server.expires_ms)
+            await self._renew(self._clock())
             await asyncio.sleep(1)
+
+    async def _renew(self, now_ms: int) -> None:
+        if not self._authority.server_is_due(now_ms):
+            return
+        try:
+            await asyncio.to_thread(self._authority.renew_server, now_ms)
+        except OSError as exc:
+            # The new pair is shown all the same, from memory. A restart finds the old one due, and tries again.
+            log.error("renewed server certificate not written", problem=str(exc))
+        else:
+            log.info("server certificate renewed", expires_ms=self._authority.server.expires_ms)
 
     def _facts(self, seat: Seat, stream: Stream) -> SessionFacts:
         hello = stream.session.hello
