@@ -230,11 +230,15 @@ class Pipeline:
                     await flight
                     await self._heal(*self._fault)
                     self._fault = None
+            if flight is not None:
+                await flight
         finally:
             self._is_stopping = True
             self._room.set()
-            if flight is not None:
-                await asyncio.shield(flight)
+            if flight is not None and not flight.done():
+                # Cancelled, or broken: a commit that a full disk holds back must not hold us too. It is not acknowledged.
+                flight.cancel()
+                await asyncio.gather(flight, return_exceptions=True)
             if self._snapshot_task is not None:
                 await self._snapshot_task
 

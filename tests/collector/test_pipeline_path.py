@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,5 +302,47 @@ def test_a_frame_that_breaks_the_engine_is_put_aside_and_the_rest_goes_on(tmp_pa
         async with plant(tmp_path) as p:
             assert p.pipeline.high_water(HOST, SPOOL) == 6
             assert p.pipeline.replay_differences == 0
+
+    asyncio.run(main())
+
+
+def test_a_pipeline_that_a_full_disk_holds_can_still_be_ended_and_acknowledges_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path) as p:
+            await p.pipeline.configure(CONFIG)
+        store = await Gated.open(tmp_path / "tocsin.db")
+        assert isinstance(store, Gated)
+        store.gate, store.waiting = asyncio.Event(), asyncio.Event()
+        pipeline = await Pipeline.start(store, None, Clock())
+        run = asyncio.create_task(pipeline.run())
+        held = Plant(store, pipeline, Clock())
+        await held.send(frame(1))
+        await store.waiting.wait()
+        await held.send(frame(2))
+        await asyncio.wait([run], timeout=0.02)
+        run.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await run
+        assert held.acked == []
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_the_journal_is_kept_from_the_older_snapshot_on_even_when_it_is_over_its_bound(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path, Limits(journal_bytes_max=0)) as p:
+            await p.pipeline.configure(CONFIG)
+            snapshots = Snapshots(tmp_path / "snapshots")
+            for seq in range(1, 31):
+                p.clock.now_ms += 30_000
+                await p.send(frame(seq))
+                await p.until(partial(p.acked.__contains__, seq))
+                if p.pipeline._snapshot_task is not None:
+                    await p.pipeline._snapshot_task
+            ((first,),) = await p.query('SELECT min("offset") FROM journal')
+            assert 1 < first <= snapshots.floor() + 1
+            assert snapshots.floor() < p.pipeline.status().snapshot_offset
 
     asyncio.run(main())
