@@ -58,6 +58,25 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
         ended(first)
 
 
+def test_the_log_goes_to_stderr_and_holds_no_session(tmp_path: Path) -> None:
+    (tmp_path / "tocsin.db").write_bytes(b"not a database, not at all" * 400)
+    process, port = started(tmp_path, "--listen", "127.0.0.1:0")
+    try:
+        with httpx2.Client(trust_env=False, verify=False, timeout=10) as client:
+            headers = {"Authorization": "Bearer very-secret"}
+            answer = client.get(f"http://127.0.0.1:{port}/api/v1/hosts", headers=headers)
+            assert answer.status_code == 503
+            assert "very-secret" not in answer.text
+        _pipe(process.stdin).close()
+        assert process.wait(10) == 0
+        assert _pipe(process.stdout).read() == b""
+        told = _pipe(process.stderr).read().decode()
+        assert "the store cannot be read" in told
+        assert "very-secret" not in told
+    finally:
+        ended(process)
+
+
 def test_it_imports_neither_numpy_nor_grpc_nor_cryptography() -> None:
     code = "import tocsin_collector.web.app, sys; print([m for m in ('numpy', 'grpc', 'cryptography') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)

@@ -58,7 +58,8 @@ def status(shared: Shared) -> None:
     if shared.as_json:
         output.envelope(found)
         return
-    output.facts([(name, value) for name, value in found.items() if not isinstance(value, (list, dict))])
+    plain = [(name, value) for name, value in found.items() if not isinstance(value, (list, dict))]
+    output.facts([(name[:-3], shared.at(value)) if name.endswith("_ms") else (name, value) for name, value in plain])
     t, agents = shared.language.t, found.get("agents")
     if isinstance(agents, list) and agents:
         click.echo()

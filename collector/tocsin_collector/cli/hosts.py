@@ -32,6 +32,9 @@ def hosts_ls(shared: Shared, site: str = "", state: str = "") -> None:
     if shared.as_json:
         output.envelope(found)
         return
+    if not found:
+        output.say(shared.language.t("None."))
+        return
     rank = {word: index for index, word in enumerate(wording.WORST_FIRST)}
     found.sort(key=lambda host: (rank.get(host["state"], 0), host["site"], host["id"]))
     t = shared.language.t

@@ -5,11 +5,13 @@ import sys
 
 from tocsin_collector.web.app import serve
 from tocsin_collector.web.options import parse
+from tocsin_proto import logs
 from tocsin_proto.exits import PROBLEM
 
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    logs.configure(stream=sys.stderr)  # stdout says where we listen and nothing else
     try:
         asyncio.run(serve(options))
     except OSError as error:

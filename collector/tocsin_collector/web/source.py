@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import structlog
+
 from tocsin_collector import wording
 from tocsin_collector.core.model import Config, Incident, SeriesAdded, Step
 from tocsin_collector.i18n import Language
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+log = structlog.get_logger("tocsin.web")
 
 
 class SourceError(Exception):
@@ -169,6 +173,7 @@ class Source:
         except (StoreError, sqlite3.Error, OSError) as error:
             # What is broken is opened anew next time: the file may have been replaced under us.
             await self._forget()
+            log.warning("the store cannot be read", problem=str(error))
             raise SourceError(f"the store cannot be read: {error}") from error
 
     async def _opened(self) -> Reader:
