@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.desk_rig import OK, PERMANENT, RETRY, UNCERTAIN, Channel, Rig, notice
+from tests.support.desk_rig import OK, PERMANENT, RETRY, UNCERTAIN, Channel, Rig, notice, slow
 from tests.support.virtual_time import run_virtual
 
 from tocsin_collector.core.model import Notice
@@ -23,12 +23,12 @@ PACE = Pace(
     retry_ms=200, retry_ms_min=20, retry_ms_max=2_000, pause_ms=500, pause_ms_max=2_000, lanes_max=2, page_rows=3
 )
 
-DEEDS = st.one_of(
-    st.tuples(st.just("happens"), st.sampled_from(KEYS), st.integers(0, 2)),
-    st.tuples(st.just("time passes"), st.sampled_from([0.0, 0.02, 0.3, 3.0]), st.just(0)),
-    st.tuples(st.just("crash"), st.just(""), st.just(0)),
-    st.tuples(st.just("retry by hand"), st.just(""), st.just(0)),
-)
+HAPPENS = st.tuples(st.just("happens"), st.sampled_from(KEYS), st.integers(0, 2))
+PASSES = st.tuples(st.just("time passes"), st.sampled_from([0.0, 0.01, 0.03, 0.3, 3.0]), st.just(0))
+CRASH = st.tuples(st.just("crash"), st.just(""), st.just(0))
+BY_HAND = st.tuples(st.just("retry by hand"), st.just(""), st.just(0))
+# What happens stands there more often: a story without notices proves nothing.
+DEEDS = st.one_of(HAPPENS, HAPPENS, HAPPENS, PASSES, PASSES, CRASH, BY_HAND)
 
 
 class Story:
@@ -68,7 +68,11 @@ def check(story: Story, took: list[Notice]) -> None:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(deeds=st.lists(DEEDS, max_size=25), seed=st.integers(0, 1 << 32), failing=st.sampled_from([0.0, 0.3, 0.7]))
+@given(
+    deeds=st.lists(DEEDS, min_size=12, max_size=40),
+    seed=st.integers(0, 1 << 32),
+    failing=st.sampled_from([0.0, 0.3, 0.6]),
+)
 def test_delivered_opens_and_closes_alternate_per_key_and_all_arrive(
     deeds: list[tuple[str, str | float, int]], seed: int, failing: float
 ) -> None:
@@ -79,7 +83,7 @@ def test_delivered_opens_and_closes_alternate_per_key_and_all_arrive(
 
     async def main(path: Path) -> None:
         desk = Channel(answer)
-        rig = Rig(path, pace=PACE, luck=luck.random, desk=desk)
+        rig = Rig(path, pace=PACE, luck=luck.random, connect=slow, desk=desk)
         await rig.open()
         for deed, what, choice in deeds:
             if deed == "happens":

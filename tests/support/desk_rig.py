@@ -5,10 +5,10 @@ killed process would; `open` goes on from it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tocsin_collector.core.model import Incident, IncidentState, Notice, Severity
 from tocsin_collector.desk.base import Delivery, Outcome, Verdict
@@ -16,9 +16,11 @@ from tocsin_collector.desk.outbox import Outbox
 from tocsin_collector.desk.schedule import Pace
 from tocsin_collector.pipeline import Pipeline
 from tocsin_collector.store import effects, inline
-from tocsin_collector.store.inline import InlineConnection
+from tocsin_collector.store.inline import InlineConnection, open_raw
 from tocsin_collector.store.read import open_readonly
-from tocsin_collector.store.sqlite import SqliteStore
+from tocsin_collector.store.sqlite import Connector, SqliteStore
+
+T = TypeVar("T")
 
 START_MS = 1_800_000_000_000
 OK = Outcome(Verdict.OK)
@@ -74,16 +76,33 @@ class Channel:
         return [delivery.idempotency_key for delivery in self.attempts]
 
 
+class SlowConnection(InlineConnection):
+    """A disk that takes its time: a crash in the middle of a commit finds nothing of it done."""
+
+    commit_s = 0.02
+
+    async def whole(self, work: Callable[[InlineConnection], Awaitable[T]]) -> T:
+        await asyncio.sleep(self.commit_s)
+        return await work(self)
+
+
 class Rig:
     """async with Rig(path, desk=Channel()) as rig: await rig.write(notice(...)); await rig.settle()"""
 
     def __init__(
-        self, path: Path, *, pace: Pace | None = None, luck: Callable[[], float] = lambda: 0.5, **channels: Channel
+        self,
+        path: Path,
+        *,
+        pace: Pace | None = None,
+        luck: Callable[[], float] = lambda: 0.5,
+        connect: Connector = inline.connect,
+        **channels: Channel,
     ):
         self.path = path
         self.channels = channels
         self._pace = pace
         self._luck = luck
+        self._connect = connect
         self._offset = 1 << 40  # beyond whatever the journal reaches
 
     async def __aenter__(self) -> "Rig":
@@ -94,7 +113,7 @@ class Rig:
         await self.close()
 
     async def open(self) -> None:
-        self.store = await SqliteStore.open(self.path, connect=inline.connect, channels=tuple(self.channels))
+        self.store = await SqliteStore.open(self.path, connect=self._connect, channels=tuple(self.channels))
         self.pipeline = await Pipeline.start(self.store, None, clock)
         self.outbox = Outbox(
             self.pipeline, self.path, self.channels, clock=clock, luck=self._luck, pace=self._pace, connect=_reads
@@ -137,9 +156,14 @@ class Rig:
     async def rows(self, sql: str) -> list[Any]:
         connection = open_readonly(self.path)
         try:
-            return connection.execute(sql).fetchall()
+            found: list[Any] = connection.execute(sql).fetchall()
+            return found
         finally:
             connection.close()
+
+
+async def slow(path: Path) -> SlowConnection:
+    return SlowConnection(open_raw(path))
 
 
 async def _reads(path: Path) -> InlineConnection:
