@@ -37,6 +37,7 @@ from tocsin_collector.store.base import (
 )
 from tocsin_collector.store.health import has_wal_reset_bug
 from tocsin_collector.store.inline import InlineConnection, run_inline
+from tocsin_collector.store.opening import PAGE_BYTES
 from tocsin_collector.store.sqlite import SqliteStore
 
 
@@ -214,10 +215,10 @@ def test_a_full_disk_holds_the_commit_back_until_there_is_room(path: Path) -> No
             await store._connection.whole(lambda c: c.execute("PRAGMA max_page_count = 100000"))
 
     store = open_store(path, pause=pause)
-    pages = run_inline(store.used_bytes()) // sqlite.PAGE_BYTES
+    pages = run_inline(store.used_bytes()) // PAGE_BYTES
     run_inline(store._connection.whole(lambda c: c.execute(f"PRAGMA max_page_count = {pages + 3}")))
     with capture_logs() as logs:
-        commit(store, entry(1, body=bytes(10 * sqlite.PAGE_BYTES)))
+        commit(store, entry(1, body=bytes(10 * PAGE_BYTES)))
     assert seen == ["database or disk is full"] * 8
     assert store.trouble == ""
     assert [log["event"] for log in logs] == [
@@ -456,21 +457,21 @@ def damage_header(path: Path) -> None:
 
 def damage_pages(path: Path) -> None:
     with path.open("r+b") as file:
-        file.seek(2 * sqlite.PAGE_BYTES)
-        file.write(b"\xff" * (path.stat().st_size - 2 * sqlite.PAGE_BYTES))
+        file.seek(2 * PAGE_BYTES)
+        file.write(b"\xff" * (path.stat().st_size - 2 * PAGE_BYTES))
 
 
 def damage_one_table(path: Path) -> None:
     """Only a check finds this: nothing that is read at the start lies in it."""
     ((page,),) = rows_of(path, "SELECT rootpage FROM sqlite_schema WHERE name = 'timeline'")
     with path.open("r+b") as file:
-        file.seek((page - 1) * sqlite.PAGE_BYTES + 8)
+        file.seek((page - 1) * PAGE_BYTES + 8)
         file.write(b"\x00\x01")  # where the first cell is said to begin: within the page's head
 
 
 def cut_short(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(3 * sqlite.PAGE_BYTES)
+        file.truncate(3 * PAGE_BYTES)
 
 
 @pytest.mark.parametrize("damage", [damage_header, damage_pages, damage_one_table, cut_short])

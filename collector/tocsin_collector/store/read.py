@@ -19,7 +19,7 @@ from tocsin_collector.store.rows import Page
 
 if TYPE_CHECKING:
     from tocsin_collector.store.inline import InlineConnection
-    from tocsin_collector.store.sqlite import Connection
+    from tocsin_collector.store.opening import Connection
 
 T = TypeVar("T")
 

@@ -6,59 +6,40 @@ The invariant: `commit` returns only after the transaction is on the disk, whole
 """
 
 import asyncio
-import fcntl
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, TypeVar
 
 import structlog
 
 from tocsin_collector.core.model import Truth
-from tocsin_collector.store import effects, migrate
-from tocsin_collector.store.base import Answer, Bounds, CorruptDatabaseError, Mark, Row, StoreError, Transaction
-from tocsin_collector.store.health import has_wal_reset_bug, is_disk_trouble, problem_of, quarantine
+from tocsin_collector.store import effects
+from tocsin_collector.store.base import Answer, Bounds, CorruptDatabaseError, Mark, Row, Transaction
+from tocsin_collector.store.health import is_disk_trouble, quarantine
 from tocsin_collector.store.inline import InlineConnection
+from tocsin_collector.store.opening import (
+    PAGE_BYTES,
+    WAL_BYTES_SOFT,
+    Connection,
+    Connector,
+    DamagedError,
+    lock_of,
+    open_checked,
+)
 from tocsin_collector.store.threaded import connect as threaded
 from tocsin_collector.store.truth import read_truth
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-PAGE_BYTES = 16_384
-CACHE_KIB = 32_768
 CHECKPOINT_BYTES = 4 * 1024 * 1024  # small and often: each costs a commit less than its own fsync
-WAL_BYTES_SOFT = 64 * 1024 * 1024  # from here on a checkpoint also waits a moment for readers
 WAL_BYTES_MAX = 256 * 1024 * 1024
 WAL_HEADROOM_BYTES = 32 * 1024 * 1024  # what one transaction may add; commits pause before the bound, not behind it
 READER_MS_MAX = 2_500  # every lawful read transaction ends within 2 s
 TRIM_ROWS_MAX = 1_024  # deleted along with one commit
 RETRY_S = 0.1
 RETRY_S_MAX = 5.0
-
-_PRAGMAS = (
-    f"PRAGMA page_size = {PAGE_BYTES}",  # before the first table, or it has no effect
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA wal_autocheckpoint = 0",
-    "PRAGMA mmap_size = 0",
-    "PRAGMA secure_delete = OFF",  # Debian builds it on: each trimmed page would be written once more, as zeros
-    f"PRAGMA cache_size = -{CACHE_KIB}",
-    f"PRAGMA journal_size_limit = {WAL_BYTES_SOFT}",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA trusted_schema = OFF",
-    "PRAGMA busy_timeout = 5000",
-)
-
-
-class Connection(Protocol):
-    """What the store needs of a connection: `threaded.connect` gives one, `inline.connect` another."""
-
-    async def whole(self, work: Callable[[InlineConnection], Awaitable[T]]) -> T: ...
-    async def close(self) -> None: ...
-
-
-Connector = Callable[[Path], Awaitable[Connection]]
 
 
 class SqliteStore:
@@ -101,11 +82,11 @@ class SqliteStore:
         StoreError as well for a newer or foreign database, and when another collector has it open.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        lock = lock_of(path)
         try:
             try:
-                connection = await _open_checked(path, connect)
-            except _DamagedError as exc:
+                connection = await open_checked(path, connect)
+            except DamagedError as exc:
                 if not may_start_afresh:
                     raise CorruptDatabaseError(
                         f"{path}: the database is damaged ({exc}). Restore a copy, or allow a fresh start with "
@@ -118,7 +99,7 @@ class SqliteStore:
                     problem=str(exc),
                     kept=str(aside),
                 )
-                connection = await _open_checked(path, connect)
+                connection = await open_checked(path, connect)
         except BaseException:
             lock.close()
             raise
@@ -278,65 +259,8 @@ class SqliteStore:
         return await self._connection.whole(work)
 
 
-class _DamagedError(Exception):
-    """The database cannot be opened or fails its checks."""
-
-
 class _WalFullError(Exception):
     """Commits must wait until a reader lets go of the log."""
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """One collector per database: a second writer could damage it."""
-    file = path.with_name(f"{path.name}.lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        file.close()
-        raise StoreError(f"{path}: another collector has this database open; stop it first") from exc
-    return file
-
-
-async def _open_checked(path: Path, connect: Connector) -> Connection:
-    async def work(connection: InlineConnection) -> migrate.Migrated:
-        for pragma in _PRAGMAS:
-            await connection.execute_fetchall(pragma)
-        if problem := problem_of(connection.raw):
-            raise _DamagedError(problem)
-        return migrate.migrate(connection.raw, path, migrate.migrations())
-
-    connection = await connect(path)
-    try:
-        migrated = await connection.whole(work)
-    except sqlite3.OperationalError as exc:
-        await connection.close()
-        if is_disk_trouble(exc):
-            raise StoreError(f"{path}: cannot open the database: {exc}") from exc
-        raise
-    except sqlite3.DatabaseError as exc:
-        await connection.close()
-        if (exc.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise _DamagedError(str(exc)) from exc
-        raise
-    except BaseException:
-        await connection.close()
-        raise
-    _tell(path, migrated)
-    return connection
-
-
-def _tell(path: Path, migrated: migrate.Migrated) -> None:
-    log.info("database open", path=str(path), sqlite_version=sqlite3.sqlite_version, database_version=migrated.now)
-    if has_wal_reset_bug(sqlite3.sqlite_version_info):
-        log.warning(
-            "this SQLite can damage a log that two connections write: never open the live database with another program",
-            sqlite_version=sqlite3.sqlite_version,
-            fixed_in="3.51.3, 3.50.7, 3.44.6",
-        )
-    if migrated.backup:
-        log.warning(
-            "database brought to a new shape", found=migrated.found, now=migrated.now, copy=str(migrated.backup)
-        )
 
 
 async def _transact(connection: InlineConnection, work: Callable[[InlineConnection], Awaitable[T]]) -> T:
