@@ -10,7 +10,8 @@ import pytest
 from tests.support.web_rig import HOSTILE, PASSWORDS, WebRig, web_rig
 
 from tocsin_collector.web.headers import BODY_BYTES_MAX
-from tocsin_collector.web.routes import OPERATIONS, PAGES
+from tocsin_collector.web.pages import PAGES
+from tocsin_collector.web.routes import OPERATIONS
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""Every address the web process answers, and the role it takes: two literal tables, and how a request passes through them."""
+"""How a request passes to what answers it: session, role, form token, errors. The tables: `pages/` and OPERATIONS here."""
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from urllib.parse import quote
 
 import structlog
@@ -16,37 +15,11 @@ from tocsin_collector.web.api.call import Operation, perform
 from tocsin_collector.web.api.problem import STATUS_OF, Failure, problem
 from tocsin_collector.web.auth import Session, is_form_token, is_same_origin, presented, token_hash
 from tocsin_collector.web.headers import TooLarge
-from tocsin_collector.web.pages import device, incident, login, overview, preferences
-from tocsin_collector.web.pages import incidents as incident_list
+from tocsin_collector.web.pages import PAGES, Page, Show
 from tocsin_collector.web.source import SourceError
 from tocsin_collector.web.view import View, Web
 
 log = structlog.get_logger("tocsin.web")
-
-Show = Callable[[View], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """role "": anybody. `acts`: takes POST too, from `act_role` up, with the session's form token."""
-
-    path: str
-    show: Show
-    role: str = "viewer"
-    methods: tuple[str, ...] = ("GET",)
-    act_role: str = "operator"
-
-
-# One line per page; the name is that of its file in pages/, or of its function there.
-PAGES = {
-    "overview": Page("/", overview.overview),
-    "device": Page("/devices/{device:path}", device.device),
-    "incidents": Page("/incidents", incident_list.incidents),
-    "incident": Page("/incidents/{incident}", incident.incident, methods=("GET", "POST")),
-    "login": Page("/login", login.login, role="", methods=("GET", "POST"), act_role=""),
-    "logout": Page("/logout", login.logout, methods=("POST",), act_role="viewer"),
-    "preferences": Page("/preferences", preferences.preferences, role="", methods=("POST",), act_role=""),
-}
 
 # For probes and Prometheus: no role, no session, nothing about the plant in them.
 PLAIN: dict[str, Show] = {"/healthz": status.healthz, "/readyz": status.readyz, "/metrics": status.metrics}
@@ -108,7 +81,7 @@ async def _answer_page(web: Web, page: Page, request: Request) -> Response:
             return view.page(
                 "message.html", 403, title=t("Not allowed"), text=t("This form is too old. Load the page again.")
             )
-        return await page.show(view)
+        return await page.endpoint(view)
     except TooLarge:
         return view.page("message.html", 413, title=t("Too large"), text=t("That was more than this page takes."))
     except SourceError as error:

@@ -1,1 +1,1 @@
-"""The JSON API, one file per noun; `web/routes.py` lists them."""
+"""The JSON API, one file per noun; OPERATIONS in `web/routes.py` lists them."""
