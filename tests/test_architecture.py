@@ -76,10 +76,12 @@ def test_importing_any_module_of_the_wire_does_nothing_and_pulls_no_grpc_server(
     assert answer.stdout.split() == ["False", "False"]
 
 
+LINES_MAX = 450
+
 REGISTRIES = [
     ("tocsin_agent.probes", "PROBES", AGENT / "probes"),
-    ("tocsin_collector.desk", "CONNECTORS", COLLECTOR / "desk"),
-    ("tocsin_collector.web.pages", "PAGES", COLLECTOR / "web" / "pages"),
+    ("tocsin_collector.desk.base", "CONNECTORS", COLLECTOR / "desk"),
+    ("tocsin_collector.web.routes", "PAGES", COLLECTOR / "web" / "pages"),
 ]
 
 
@@ -91,13 +93,16 @@ def test_every_registry_names_only_modules_that_lie_beside_it(module: str, table
     files = {path.stem for path in folder.glob("*.py")}
     assert named, f"{table} is empty"
     assert named <= files, named - files
+    helpers = {"__init__", "base", "shared"}
+    unlisted = {stem for stem in files - named - helpers if table in ("PAGES",)}
+    assert not unlisted, f"{table} does not list {unlisted}"
 
 
 def _stems(entry: object) -> set[str]:
     """The module a registry entry points to: "package.module:Class", a class, or a record with a module or handler."""
     if isinstance(entry, str):
         return {entry.split(":")[0].rsplit(".", 1)[-1]}
-    for name in ("module", "handler", "target", "endpoint"):
+    for name in ("module", "handler", "show"):
         value = getattr(entry, name, None)
         if value is not None:
             return _stems(value)
@@ -119,10 +124,10 @@ def test_no_file_names_a_machine_a_registry_or_how_it_was_made() -> None:
 
 
 def test_modules_stay_small_enough_to_read() -> None:
-    """Past 420 lines there is a second noun inside."""
+    """Past this there is a second noun inside."""
     long = {
         path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
         for path in [*modules(AGENT), *modules(COLLECTOR), *modules(PROTO)]
-        if len(path.read_text().splitlines()) > 420
+        if len(path.read_text().splitlines()) > LINES_MAX
     }
     assert not long
