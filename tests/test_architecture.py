@@ -81,7 +81,7 @@ LINES_MAX = 450
 REGISTRIES = [
     ("tocsin_agent.probes", "PROBES", AGENT / "probes"),
     ("tocsin_collector.desk.base", "CONNECTORS", COLLECTOR / "desk"),
-    ("tocsin_collector.web.routes", "PAGES", COLLECTOR / "web" / "pages"),
+    ("tocsin_collector.web.pages", "PAGES", COLLECTOR / "web" / "pages"),
 ]
 
 
@@ -102,7 +102,7 @@ def _stems(entry: object) -> set[str]:
     """The module a registry entry points to: "package.module:Class", a class, or a record with a module or handler."""
     if isinstance(entry, str):
         return {entry.split(":")[0].rsplit(".", 1)[-1]}
-    for name in ("module", "handler", "show"):
+    for name in ("module", "handler", "endpoint"):
         value = getattr(entry, name, None)
         if value is not None:
             return _stems(value)
