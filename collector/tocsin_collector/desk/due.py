@@ -15,17 +15,22 @@ from tocsin_collector.store.base import Statements
 DELIVERED, FAILED = "delivered", "delivery_failed"  # kinds of timeline lines
 BY_DELIVERY = -1  # journal offset of timeline lines that no entry led to
 
+# With each row the oldest one of its lane that is in front of it and not settled: due, or a dead opening or closing.
 _DUE = (
     'SELECT o.id, o."key", o.incident, o.ordinal, o.kind, o.idempotency_key, o.created_ms, o.attempts, o.next_ms, o.body,'
-    " coalesce(d.id, 0), coalesce(d.next_ms, 0) FROM outbox AS o LEFT JOIN outbox AS d ON d.id ="
-    ' (SELECT b.id FROM outbox AS b WHERE b.channel = o.channel AND b.state = \'dead\' AND b."key" = o."key"'
-    " AND b.id < o.id AND b.kind <> 'updated' ORDER BY b.id LIMIT 1)"
+    " coalesce(f.id, 0), coalesce(f.state = 'dead', 0), coalesce(f.next_ms, 0)"
+    " FROM outbox AS o LEFT JOIN outbox AS f ON f.id ="
+    ' (SELECT b.id FROM outbox AS b WHERE b.channel = o.channel AND b."key" = o."key" AND b.id < o.id'
+    " AND b.state <> 'sent' AND (b.state = 'due' OR b.kind <> 'updated') ORDER BY b.id LIMIT 1)"
     " WHERE o.channel = ? AND o.state = 'due' AND o.id >= ? ORDER BY o.id LIMIT ?"
 )
 
 
 class DueRow(msgspec.Struct, frozen=True):
-    """A notice that is not delivered yet. blocker: id of a dead row that holds it back, 0 for none; since blocker_ms."""
+    """A notice that is not delivered yet. front: id of the row of its lane that comes first, 0 when it is itself.
+
+    When that one is dead, front_ms is when it was given up.
+    """
 
     id: int
     key: str
@@ -37,8 +42,9 @@ class DueRow(msgspec.Struct, frozen=True):
     attempts: int
     next_ms: int
     body: str
-    blocker: int = 0
-    blocker_ms: int = 0
+    front: int = 0
+    is_front_dead: int = 0
+    front_ms: int = 0
 
 
 class Revived(msgspec.Struct, frozen=True):

@@ -5,7 +5,8 @@ database. The invariants: of a lane only its oldest due notice is ever handed ou
 a lane with a dead opening or closing hands out nothing. So per key opens and closes alternate as they were written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -23,13 +24,15 @@ class Head(msgspec.Struct):
 
 
 class Lanes:
-    """cursor: rows from this id on are to be read. has_more: there may be some."""
+    """has_more: there may be due rows that were not read."""
 
     def __init__(self, lanes_max: int) -> None:
-        self.cursor = 0
         self.has_more = True
+        self._cursor = 0
+        self._again = 0  # rows from this id on are to be read again, 0: none
         self._lanes_max = lanes_max
         self._heads: dict[str, Head] = {}
+        self._queue: list[tuple[int, int, str]] = []  # heap of (due_ms, row id, key); may hold what no longer waits
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -40,39 +43,50 @@ class Lanes:
         return self.has_more and len(self._heads) < self._lanes_max
 
     def rescan(self, start: int) -> None:
-        """Rows from `start` on may have become due."""
-        self.cursor = min(self.cursor, start)
+        """Rows from `start` on may have become due. Also while rows are being read."""
+        self._again = min(self._again or start, start)
         self.has_more = True
 
+    def begin(self) -> int:
+        """Rows from here on are read next, and given to `take`."""
+        if self._again:
+            self._cursor = min(self._cursor, self._again)
+        self._again = 0
+        self.has_more = False
+        return self._cursor
+
     def take(self, rows: Sequence[DueRow], *, is_full: bool) -> list[int]:
-        """Rows as read from `cursor` on, in order of id. is_full: there may be more. Returns dead rows worth one more try."""
+        """Rows in order of id. is_full: there may be more. Returns ids of dead rows that are worth one more try."""
         revived: dict[int, None] = {}
         for row in rows:
             head = self._heads.get(row.key)
-            if row.blocker:
+            if row.is_front_dead:
                 # Something new has happened since it was given up: what it holds back is worth another try.
-                if row.created_ms > row.blocker_ms:
-                    revived[row.blocker] = None
-            elif head is None:
-                if len(self._heads) >= self._lanes_max:
-                    self.rescan(row.id)
-                    return list(revived)
-                self._heads[row.key] = Head(row, row.next_ms)
-            elif row.id > head.row.id:
+                if row.created_ms > row.front_ms:
+                    revived[row.front] = None
+            elif head is not None and head.row.id < row.id:
                 head.behind = min(head.behind or row.id, row.id)
+            elif row.front:
+                self.rescan(row.front)  # it has become due again behind our back
+            elif head is None and len(self._heads) >= self._lanes_max:
+                self.rescan(row.id)
+                break
+            elif head is None:
+                self._wait(Head(row, row.next_ms))
             elif row.id < head.row.id and not head.is_out:
-                self._heads[row.key] = Head(row, row.next_ms, behind=head.row.id)
-            self.cursor = row.id + 1
+                self._wait(Head(row, row.next_ms, behind=head.row.id))
+            self._cursor = row.id + 1
         self.has_more |= is_full
         return list(revived)
 
     def ready(self, now_ms: int, count: int, *, is_probe: bool = False) -> list[DueRow]:
         """At most `count` heads to be sent now, longest due first. is_probe: even when none is due yet."""
-        waiting = [head for head in self._waiting() if is_probe or is_due(head.due_ms, now_ms)]
-        waiting.sort(key=lambda head: (head.due_ms, head.row.id))
-        for head in waiting[:count]:
+        rows: list[DueRow] = []
+        while len(rows) < count and (head := self._first()) is not None and (is_probe or is_due(head.due_ms, now_ms)):
+            heappop(self._queue)
             head.is_out = True
-        return [head.row for head in waiting[:count]]
+            rows.append(head.row)
+        return rows
 
     def settle(self, row: DueRow, result: Result) -> None:
         """The result is durable."""
@@ -82,6 +96,7 @@ class Lanes:
         if result.state == "due":
             head.row = msgspec.structs.replace(row, attempts=result.attempts)
             head.due_ms, head.is_out = result.at_ms, False
+            self._wait(head)
             return
         del self._heads[row.key]
         if head.behind:
@@ -89,11 +104,26 @@ class Lanes:
 
     def hurry(self, now_ms: int) -> None:
         """The channel works again: what waited for that need not wait for its own time."""
-        for head in self._waiting():
+        waiting = [head for head in self._heads.values() if not head.is_out]
+        self._queue = []
+        for head in waiting:
             head.due_ms = min(head.due_ms, now_ms)
+            self._wait(head)
 
     def next_due_ms(self) -> int | None:
-        return min((head.due_ms for head in self._waiting()), default=None)
+        head = self._first()
+        return None if head is None else head.due_ms
 
-    def _waiting(self) -> Iterable[Head]:
-        return (head for head in self._heads.values() if not head.is_out)
+    def _wait(self, head: Head) -> None:
+        self._heads[head.row.key] = head
+        heappush(self._queue, (head.due_ms, head.row.id, head.row.key))
+
+    def _first(self) -> Head | None:
+        """The head that is due first."""
+        while self._queue:
+            due_ms, id, key = self._queue[0]
+            head = self._heads.get(key)
+            if head is not None and not head.is_out and (head.due_ms, head.row.id) == (due_ms, id):
+                return head
+            heappop(self._queue)
+        return None

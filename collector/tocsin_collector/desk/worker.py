@@ -144,8 +144,7 @@ class Worker:
             self._lanes.settle(row, result)
 
     async def _read(self, reads: Reads) -> None:
-        start, limit = self._lanes.cursor, self._pace.page_rows
-        self._lanes.has_more = False  # unless `wake` says otherwise while we read
+        start, limit = self._lanes.begin(), self._pace.page_rows
         rows = await reads.whole(lambda connection: due.read_due(connection, self.channel, start, limit))
         revived = self._lanes.take(rows, is_full=len(rows) == limit)
         if revived:

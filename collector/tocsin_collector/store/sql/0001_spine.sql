@@ -117,7 +117,7 @@ CREATE TABLE outbox (
     last_error      TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX outbox_due ON outbox (channel, id) WHERE state = 'due';
-CREATE INDEX outbox_dead ON outbox (channel, "key", id) WHERE state = 'dead';
+CREATE INDEX outbox_lane ON outbox (channel, "key", id) WHERE state <> 'sent';
 CREATE INDEX outbox_incident ON outbox (incident);
 
 CREATE TABLE dead_letter (
