@@ -6,6 +6,7 @@ The key is what an incident is "one of": rule, device and labels; the same fault
 from tocsin_collector.core.book import Finding
 from tocsin_collector.core.detector import Change
 from tocsin_collector.core.model import Device, Level, Rule, SeriesAdded, Severity, Step
+from tocsin_proto.records import SeriesKind
 
 AGENT_SILENT = Rule(
     id="agent-silent",
@@ -63,7 +64,7 @@ def agent_silent(name: str, device: Device | None, heard_ms: int, now_ms: int) -
 
 def _facts(change: Change, level: Level, info: SeriesAdded) -> dict[str, str | int | float]:
     facts: dict[str, str | int | float] = dict(info.labels)
-    facts |= {"device": info.device, "metric": info.metric, "value": change.value, "unit": info.unit}
+    facts |= {"device": info.device, "metric": info.metric, "value": change.value, "unit": _unit(info)}
     limit = level.above if level.above is not None else level.below
     if limit is not None:
         facts["limit"] = limit
@@ -72,6 +73,11 @@ def _facts(change: Change, level: Level, info: SeriesAdded) -> dict[str, str | i
     if level.no_data_ms:
         facts["seconds"] = level.no_data_ms // 1000
     return facts
+
+
+def _unit(info: SeriesAdded) -> str:
+    """The unit of what rules see: a counter's rate is its unit per second."""
+    return f"{info.unit}/s" if SeriesKind(info.kind).is_counter else info.unit
 
 
 def _chain(change: Change, rule: Rule, level: Level, facts: dict[str, str | int | float]) -> tuple[Step, ...]:
