@@ -127,11 +127,7 @@ class Agent:
         while True:
             await self._unsynced.wait()
             self._unsynced.clear()
-            for generation in self.spool.generations:
-                try:
-                    generation.settle()
-                except OSError as error:
-                    log.warning("spool not settled", error=str(error))
+            self.spool.settle()
             # A card that takes seconds for this must not stop the sampling loop, nor the end of the agent.
             await DaemonCall("spool sync", self.spool.fsync).result
             await asyncio.sleep(self.settings.spool.sync_every / 1000)

@@ -36,7 +36,7 @@ class Clocks(Protocol):
 
 class Spool(FrameSink, Protocol):
     @property
-    def bytes_held(self) -> int: ...
+    def backlog_bytes(self) -> int: ...
     @property
     def dropped_frames(self) -> int: ...
 
@@ -161,7 +161,7 @@ class Sampler:
         """Everything measured so far goes to the spool, with a heartbeat."""
         now = self._clocks.now()
         heartbeat = Heartbeat(
-            self._spool.bytes_held, self._spool.dropped_frames, self.probe_errors, self.scheduler.overruns
+            self._spool.backlog_bytes, self._spool.dropped_frames, self.probe_errors, self.scheduler.overruns
         )
         self._waiting_ms = None
         self._flushed_ms = now.mono_ms

@@ -13,7 +13,7 @@ from tocsin_proto.records import Event, Series, SeriesKind
 
 
 class Spool(Sink):
-    bytes_held = 4711
+    backlog_bytes = 4711
     dropped_frames = 3
 
 
