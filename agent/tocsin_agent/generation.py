@@ -6,7 +6,6 @@ is missing in between is told by a gap in a later frame, or left as a hole that 
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -28,6 +27,7 @@ from tocsin_agent.sidefiles import (
     Marker,
     quarantine,
     read_acked,
+    remove_folder,
     write_acked,
     write_atomic,
     write_marker,
@@ -306,7 +306,7 @@ class Generation:
 
     def remove(self) -> None:
         self.abandon()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
         self.segments.clear()
 
     # ----------------------------------------------------------------------------------------------------- dropping
