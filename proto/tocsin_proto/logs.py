@@ -1,7 +1,8 @@
 """The log of all commands: one constant sentence and its facts a line, on stderr, secrets taken out.
 
 Not where people's texts are made: log lines are English and for operators. Invariant: what a field named like a secret
-holds is never written (law 9), however deep it is nested, and neither by our own calls nor by a library's.
+holds is never written (law 9), however deep it is nested, and neither by our own calls nor by a library's; and a line that
+cannot be written (full disk, closed pipe) is lost and counted, but stops nobody.
 """
 
 import logging
@@ -43,7 +44,7 @@ def configure(format: Format = "auto", level: str = "info", stream: TextIO | Non
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = Handler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -55,6 +56,23 @@ def configure(format: Format = "auto", level: str = "info", stream: TextIO | Non
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(number)
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """The standard library's would tell of a failed write on stderr, arguments and all, or raise."""
+
+    lost = 0  # lines that could not be written
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as error:  # a mistake in a call of ours must be seen, but not what it wanted to tell
+            line = f"log line of {record.module}:{record.lineno} cannot be rendered: {type(error).__name__}"
+        try:
+            self.stream.write(line + self.terminator)
+            self.flush()
+        except (OSError, ValueError):
+            self.lost += 1
 
 
 def redact(logger: Any, method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -1,8 +1,10 @@
 """The log: what an operator and a log shipper read, and what nobody may."""
 
+import contextlib
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 
@@ -114,3 +116,33 @@ def test_unknown_formats_and_levels_are_refused() -> None:
         logs.configure("xml")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='"loud" is not a log level, write debug, info, warning or error'):
         logs.configure("json", "loud")
+
+
+@pytest.mark.parametrize("is_full", [True, False], ids=["full disk", "closed pipe"])
+def test_a_line_that_cannot_be_written_is_lost_and_stops_nobody(
+    is_full: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_full:
+        stream = open("/dev/full", "w")  # noqa: SIM115, PTH123 - closed below, after a write that fails
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w")
+    logs.configure("json", "info", stream)
+    log = structlog.get_logger()
+    log.warning("tried", attempt=1)
+    logging.getLogger("library").warning("tried %s", "twice")
+    with contextlib.suppress(OSError):
+        stream.close()
+    log.warning("tried", attempt=3)  # on a closed file: ValueError
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, logs.Handler)
+    assert handler.lost == 3
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "")
+
+
+def test_a_log_call_that_cannot_be_rendered_is_told_without_its_arguments() -> None:
+    stream = configured("logfmt")
+    logging.getLogger("library").warning("%d", "hunter2")
+    assert re.fullmatch(r"log line of test_logs:\d+ cannot be rendered: TypeError\n", stream.getvalue())
