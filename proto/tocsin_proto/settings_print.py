@@ -49,7 +49,7 @@ def _table(loaded: Loaded[Any], items: Mapping[str, Any], path: KeyPath, header:
         place = loaded.origin(here) if loaded.is_written(here) else "default"
         if value is None:
             yield f"# {_key(key)} is not set"
-        elif is_secret(key) and value:
+        elif _is_hidden(key, value):
             yield f"# {_key(key)}: {REDACTED}  # {place}"
         elif isinstance(value, msgspec.Struct | Mapping) or _is_list_of_tables(value):
             inner.append((key, value))
@@ -75,7 +75,12 @@ def _items(table: Any) -> Mapping[str, Any]:
 def _shown(items: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in items.items():
         if value is not None:
-            yield key, REDACTED if is_secret(key) and value else value
+            yield key, REDACTED if _is_hidden(key, value) else value
+
+
+def _is_hidden(key: str, value: object) -> bool:
+    # A table of known keys says itself which of them is a secret: credentials.folder is none.
+    return is_secret(key) and bool(value) and not isinstance(value, msgspec.Struct)
 
 
 def _is_list_of_tables(value: object) -> bool:

@@ -127,6 +127,15 @@ def test_drop_ins_and_the_environment_win_over_the_file_and_config_check_says_so
     assert parse(AgentSettings, result.stdout, "printed").value.host.processes == ("x",)
 
 
+def test_the_folder_of_the_credentials_is_shown_for_it_is_none_itself(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text('[credentials]\nfolder = "/etc/plant"\n')
+    result = invoke("config", "check", "--print-effective", "--config", path)
+    assert result.exit_code == exits.OK
+    assert '\n[credentials]\nfolder = "/etc/plant"' in result.stdout
+    assert "redacted" not in result.stdout
+
+
 # ------------------------------------------------------------------------------------------------- test, version
 
 
