@@ -17,6 +17,7 @@ from tocsin_agent import mount_worker
 from tocsin_agent.config import FilesystemsSettings, HostSettings
 from tocsin_agent.framer import Framer
 from tocsin_agent.globs import Globs
+from tocsin_agent.mount_table import read_only
 from tocsin_agent.mounts import HUNG, HUNG_RETRY_S, Answer, ProcessMeter, ThreadMeter
 from tocsin_agent.probes import HOST_PROBES, INSTANCES_MAX, PROBES, Column, Family, Measurement, ProbeError, probe_class
 from tocsin_agent.probes.filesystems import FilesystemsProbe, watched
@@ -99,7 +100,47 @@ def test_the_root_filesystem_has_the_figures_of_df():
     assert found["disk.responding", "/"] == 1
     assert found["disk.total_bytes", "/"] == facts.f_blocks * facts.f_frsize
     assert found["disk.used_ratio", "/"] == pytest.approx(used / (used + facts.f_bavail), abs=0.01)
-    assert found["disk.read_only", "/"] == int(bool(facts.f_flag & os.ST_RDONLY))
+
+
+HARDENED = r"""
+22 61 0:5 / /proc rw,nosuid - proc proc rw
+61 1 8:1 / / ro,relatime shared:1 master:3 - ext4 /dev/sda1 rw,errors=remount-ro
+62 61 8:2 / /var ro,relatime shared:2 - ext4 /dev/sda2 ro,errors=remount-ro
+63 61 8:3 / /srv/erp\040data\134x ro,relatime - xfs /dev/sdb1 rw,attr2
+64 61 0:40 / /backup ro - nfs4 nas:/vol\040ro rw,vers=4.2
+65 61 8:4 / /db rw - ext4 /dev/sdc1 rw,emergency_ro
+66 61 8:5 / /over rw - ext4 /dev/sdd1 rw
+67 66 8:6 / /over ro - ext4 /dev/sde1 ro
+a line that the kernel never wrote - x
+"""
+
+
+def test_a_mount_that_is_read_only_for_a_hardened_service_alone_is_not_read_only(tmp_path):
+    table = tmp_path / "mountinfo"
+    table.write_text(HARDENED)
+    assert read_only(table) == {
+        "/proc": False,
+        "/": False,
+        "/var": True,
+        r"/srv/erp data\x": False,
+        "/backup": False,
+        "/db": True,
+        "/over": True,
+    }
+    assert read_only(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(("options", "value"), [("rw", 0), ("ro", 1)])
+def test_what_the_superblock_says_is_reported(tmp_path, options, value):
+    mounts = {one.mountpoint: one for one in psutil.disk_partitions(all=True)}
+    table = tmp_path / "mountinfo"
+    table.write_text("".join(f"1 1 8:1 / {one} ro - ext4 /dev/x {options},quota\n" for one in mounts if " " not in one))
+
+    async def main():
+        return await collected(FilesystemsProbe(HOST, table))
+
+    found = {one.value for one in asyncio.run(main()) if one.series.metric == "disk.read_only"}
+    assert found == {value}
 
 
 def test_named_processes_are_counted_and_weighed():

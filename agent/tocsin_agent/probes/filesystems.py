@@ -6,11 +6,13 @@ Not block devices (`disks.py`). Invariant: a mount that hangs costs its own figu
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tocsin_agent import mount_table
 from tocsin_agent.config import HostSettings
 from tocsin_agent.globs import Globs
 from tocsin_agent.mounts import Answer, ProcessMeter, ThreadMeter
@@ -43,24 +45,26 @@ NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR})
 
 
 class FilesystemsProbe:
-    def __init__(self, host: HostSettings) -> None:
+    def __init__(self, host: HostSettings, mountinfo: Path = mount_table.MOUNTINFO) -> None:
         self._family = Family("mount", COLUMNS, host.interval)
         self._ignored = Globs(host.filesystems.ignore)
         self._deadline_s = host.filesystems.deadline / 1000
         self._threads = ThreadMeter()
         self._processes = ProcessMeter()
+        self._mountinfo = mountinfo
 
     async def collect(self) -> AsyncIterator[Measurement]:
         mounts = watched(psutil.disk_partitions(all=True), self._ignored)
         kept = mounts[:INSTANCES_MAX]
         near = [mount.mountpoint for mount in kept if mount.fstype in LOCAL]
         far = [mount.mountpoint for mount in kept if mount.fstype not in LOCAL]
+        read_only_mounts = mount_table.read_only(self._mountinfo)
         asking = asyncio.create_task(self._processes.measure(far, self._deadline_s), name="mounts") if far else None
         try:
-            for measurement in self._measured(await self._threads.measure(near, self._deadline_s)):
+            for measurement in self._measured(await self._threads.measure(near, self._deadline_s), read_only_mounts):
                 yield measurement
             if asking is not None:
-                for measurement in self._measured(await asking):
+                for measurement in self._measured(await asking, read_only_mounts):
                     yield measurement
         finally:
             if asking is not None:
@@ -72,7 +76,7 @@ class FilesystemsProbe:
         await self._threads.close()
         await self._processes.close()
 
-    def _measured(self, answers: dict[str, Answer]) -> Iterable[Measurement]:
+    def _measured(self, answers: dict[str, Answer], read_only_mounts: Mapping[str, bool]) -> Iterable[Measurement]:
         for mount, answer in answers.items():
             if answer.errno in NOT_OURS:
                 continue
@@ -82,7 +86,7 @@ class FilesystemsProbe:
             elif answer.usage is not None:
                 total, used, free, inodes, inodes_free, is_read_only = answer.usage
                 yield Measurement(responding, 1)
-                yield Measurement(read_only, int(is_read_only))
+                yield Measurement(read_only, int(read_only_mounts.get(mount, is_read_only)))
                 if total == 0:
                     continue  # a filesystem without a size of its own
                 # As df: what only root may use counts neither as used nor as free.
