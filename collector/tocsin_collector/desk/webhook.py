@@ -27,7 +27,8 @@ CONNECTIONS_MAX = 16
 ANSWER_BYTES_MAX = 64 * 1024  # of an answer; a longer one costs the connection, not memory
 SAID_CHARS_MAX = 200  # of an answer, in an error
 SECRET_BYTES_MAX = 4096
-RETRY_STATUS = frozenset({408, 425, 429})  # and all from 500 on
+# And all from 500 on. 401 and 403 are the channel's fault, not the notice's: the breaker waits for a person to mend it.
+RETRY_STATUS = frozenset({401, 403, 408, 425, 429})
 
 # Nothing of the request can have reached the receiver.
 _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
