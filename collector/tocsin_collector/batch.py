@@ -203,6 +203,10 @@ class Batcher:
             self.take(batch, InputItem(_TICK))
         return batch
 
+    def restamp(self, batch: Batch, now_ms: int) -> None:
+        """What is taken from here on came now: a batch stays open for as long as the disk needs for the one before."""
+        self.received_ms = batch.received_ms = self._journal_ms(now_ms)
+
     def is_tick_due(self, now_ms: int) -> bool:
         return self._journal_ms(now_ms) // TICK_MS != self._tick
 

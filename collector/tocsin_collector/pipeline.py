@@ -265,6 +265,7 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         end = loop.time() + STEP_S_MAX
         while not batch.is_full and self._fault is None:
+            self.batcher.restamp(batch, self._clock())
             for _ in range(SLICE_ITEMS):
                 if not self._queue or batch.is_full or self._fault is not None:
                     break

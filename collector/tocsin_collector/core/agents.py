@@ -2,7 +2,8 @@
 
 The agent's event time is put right here: a frame carries both clocks of the moment it was made; Hello and Pulse, never
 spooled, say where those clocks stand now. So a stamp is right even when the wall clock has jumped in between. The invariant:
-the correction only moves when it is off by more than SHIFT_STEP_MS, so that network delay never moves event time.
+the correction only moves when it is off by more than SHIFT_STEP_MS, so that network delay never moves event time. What is
+later than expected was held up on the way, unless it stays later by as much.
 """
 
 from tocsin_collector.core.ledger import Tracker
@@ -11,6 +12,7 @@ from tocsin_collector.core.series import LayoutMap
 from tocsin_proto.records import Clock
 
 SHIFT_STEP_MS = 1000
+LATE_ANCHORS_MIN = 3  # later by as much, so often in a row: a clock was set, it is not the way that is slow
 LAYOUTS_MAX = 4096  # per agent; the one unused for longest leaves
 
 
@@ -39,14 +41,17 @@ class AgentState(Record, frozen=True):
     is_silent: bool
     catching_up: bool
     deferred: tuple[str, ...]
+    late_offset_ms: int
+    late_anchors: int
 
 
 class Agent:
     """watermark_ms: event time up to which all it has to say has arrived. deferred: incidents not told yet."""
 
     __slots__ = (
-        "allowed", "boot", "catching_up", "deferred", "is_anchored", "is_silent", "last_received_ms", "layouts",
-        "mono_offset_ms", "name", "shift_ms", "tracker", "wall_offset_ms", "watermark_ms",
+        "allowed", "boot", "catching_up", "deferred", "is_anchored", "is_silent", "last_received_ms",
+        "late_anchors", "late_offset_ms", "layouts", "mono_offset_ms", "name", "shift_ms", "tracker", "wall_offset_ms",
+        "watermark_ms",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -58,6 +63,8 @@ class Agent:
         self.mono_offset_ms = 0
         self.wall_offset_ms = 0
         self.is_anchored = False
+        self.late_offset_ms = 0  # what the newest messages say that came late
+        self.late_anchors = 0
         self.shift_ms = 0
         self.watermark_ms = 0
         self.last_received_ms = 0
@@ -68,10 +75,25 @@ class Agent:
     def anchor(self, clock: Clock, received_ms: int) -> None:
         """A message that was sent just now says what the agent's clocks show."""
         mono = received_ms - clock.mono_ms
-        if self.is_anchored and clock.boot == self.boot and 0 <= mono - self.mono_offset_ms <= SHIFT_STEP_MS:
-            mono = self.mono_offset_ms  # later by a delay on the way: the earlier estimate is the better one
+        if self.is_anchored and clock.boot == self.boot and mono >= self.mono_offset_ms:
+            mono = self._settled(mono)
+        else:
+            self.late_anchors = 0
         self.boot, self.mono_offset_ms, self.is_anchored = clock.boot, mono, True
         self.wall_offset_ms = mono + clock.mono_ms - clock.wall_ms
+
+    def _settled(self, mono: int) -> int:
+        """A message can only come late, never early: the earliest estimate is the best one, until others agree on a later."""
+        if mono - self.mono_offset_ms <= SHIFT_STEP_MS:
+            self.late_anchors = 0
+            return self.mono_offset_ms
+        agrees = self.late_anchors and abs(mono - self.late_offset_ms) <= SHIFT_STEP_MS
+        self.late_anchors = self.late_anchors + 1 if agrees else 1
+        self.late_offset_ms = min(mono, self.late_offset_ms) if agrees else mono
+        if self.late_anchors < LATE_ANCHORS_MIN:
+            return self.mono_offset_ms
+        self.late_anchors = 0
+        return self.late_offset_ms
 
     def correct(self, clock: Clock) -> int:
         """Milliseconds to add to stamps of a frame that was made at `clock`."""
@@ -97,6 +119,7 @@ class Agent:
         return AgentState(
             self.name, self.boot, self.mono_offset_ms, self.wall_offset_ms, self.is_anchored, self.shift_ms,
             self.watermark_ms, self.last_received_ms, self.is_silent, self.catching_up, tuple(self.deferred),
+            self.late_offset_ms, self.late_anchors,
         )  # fmt: skip
 
     @classmethod

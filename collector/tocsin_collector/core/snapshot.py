@@ -28,7 +28,7 @@ from tocsin_collector.core.series import COLUMNS
 if TYPE_CHECKING:
     from tocsin_collector.core.engine import Engine
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 
 class SnapshotError(Exception):
