@@ -1,0 +1,54 @@
+"""The laws hold in every simulated run, and bugs that are planted do not get through."""
+
+import re
+
+import pytest
+from tests.sim.planted import PLANTED
+from tests.sim.run import Broken, play
+
+SEEDS = 40
+SAMPLED = range(1_000, 1_500)
+SAMPLED_BLOCK = 20
+SOAK = range(10_000, 20_000)
+SOAK_BLOCK = 200
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_the_laws_hold(seed: int) -> None:
+    play(seed)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("first", SAMPLED[::SAMPLED_BLOCK])
+def test_the_laws_hold_in_500_runs(first: int) -> None:
+    for seed in range(first, first + SAMPLED_BLOCK):
+        play(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", SOAK[::SOAK_BLOCK])
+def test_the_laws_hold_in_10000_runs(first: int) -> None:
+    for seed in range(first, first + SOAK_BLOCK):
+        play(seed)
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    planted = PLANTED[bug]
+    with planted.plant() as flaws:
+        for seed in range(planted.within):
+            try:
+                play(seed, flaws=flaws)
+            except Broken as broken:
+                if re.match(rf"\w+: ({planted.law}):", str(broken)):
+                    return
+    raise AssertionError(f"{planted.within} seeds did not show {planted.law}: {bug}")
+
+
+def test_the_same_seed_plays_the_same_run() -> None:
+    first: list[str] = []
+    second: list[str] = []
+    play(7, speak=first.append)
+    play(7, speak=second.append)
+    assert first == second
+    assert len(first) > 20
