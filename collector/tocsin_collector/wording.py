@@ -118,13 +118,17 @@ def duration(language: Language, ms: float) -> str:
     return t("{d} d {h} h", d=days, h=hours) if days < 100 else t("{n} d", n=number(days))
 
 
+SECONDS_MAX = 1e12  # beyond it a figure is no duration that anybody means
+
+
 def seconds(language: Language, value: float) -> str:
     """A measured number of seconds: milliseconds below one, a duration above ten."""
     if not math.isfinite(value):
         return number(value)
     if abs(value) < 1:
         return language.t("{n} ms", n=number(value * 1000))
-    return language.t("{n} s", n=number(value)) if abs(value) < 10 else duration(language, value * 1000)
+    is_plain = abs(value) < 10 or abs(value) > SECONDS_MAX
+    return language.t("{n} s", n=number(value)) if is_plain else duration(language, value * 1000)
 
 
 _IEC = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
