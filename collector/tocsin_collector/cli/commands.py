@@ -19,7 +19,8 @@ def cli() -> None:
     """Ask a Tocsin collector: hosts, values, incidents, availability."""
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+# Without a --help of its own: the demo's says which options it takes.
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
     """Play the main job on this machine: collector, agent, simulated devices, a story."""
