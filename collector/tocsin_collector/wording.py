@@ -101,6 +101,8 @@ def scaled(value: float, unit: str, step: int, prefixes: tuple[str, ...]) -> str
 def duration(language: Language, ms: float) -> str:
     """Two parts at most: "38 s", "4 min", "2 h 05 min", "3 d 4 h"."""
     t = language.t
+    if not math.isfinite(ms):
+        return number(ms)
     if ms < 0:
         return f"-{duration(language, -ms)}"
     if ms < 1000:
