@@ -23,10 +23,11 @@ from tocsin_agent.config import AgentSettings, HostSettings
 from tocsin_agent.credentials import Credentials
 from tocsin_agent.daemon_thread import DaemonCall
 from tocsin_agent.devices import Devices
-from tocsin_agent.identity import Identity
+from tocsin_agent.identity import FOLDER, Identity
 from tocsin_agent.link import Facts, Link
 from tocsin_agent.probes import HOST_PROBES, probe_class
 from tocsin_agent.release import version
+from tocsin_agent.renewer import Renewer
 from tocsin_agent.sampler import BEAT_MS_MAX, Sampler, Target, target
 from tocsin_agent.spool import Spool
 from tocsin_agent.uplink import Hooks, Uplink
@@ -68,6 +69,12 @@ class Agent:
             hooks=Hooks(self._assign, self._ask),
             first_retry_s_max=settings.uplink.first_retry_max / 1000,
         )
+        self.renewer = Renewer(
+            self.uplink,
+            folder / FOLDER,
+            now_ms=lambda: self.clocks.wall_ms() + self.link.collector_ahead_ms,
+            uniform=random.SystemRandom().uniform,
+        )
         self.notifier = Notifier(environ)
         watchdog_ms = BEAT_MS_MAX if self.notifier.watchdog_s is None else int(self.notifier.watchdog_s * 1000)
         self.sampler = Sampler(
@@ -80,7 +87,6 @@ class Agent:
         self.devices = Devices(self.sampler, folder / "assignment.json")
         self._path = path
         self._folder = folder
-        self._identity = identity
         self._environ = environ
         self._started_ms = self.clocks.wall_ms()
         self._unsynced = asyncio.Event()
@@ -115,6 +121,7 @@ class Agent:
             tasks.create_task(self.sampler.run(), name="sampler")
             tasks.create_task(self._uplink(stop), name="uplink")
             tasks.create_task(self._sync(), name="spool sync")
+            tasks.create_task(self.renewer.run(), name="certificate")
             self.notifier.ready(f"watching {len(self.sampler.targets)} targets")
             log.info("agent started", collector=self.uplink.address, targets=len(self.sampler.targets))
 
@@ -199,7 +206,8 @@ class Agent:
             connected=self.link.is_open,
             uplink=self.uplink.state,
             last_ack_ms=counters.last_ack_ms,
-            certificate_expires_ms=self._identity.not_after_ms,
+            certificate_expires_ms=self.uplink.identity.not_after_ms,
+            certificate_problem=self.renewer.problem,
             backlog_bytes=spool.backlog_bytes,
             backlog_frames=max(0, spool.last_seq + 1 - spool.first_unacked),
             dropped_frames=spool.dropped_frames,

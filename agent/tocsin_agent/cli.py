@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-IDENTITY = "identity"  # folder in the state folder
 EXTRA = "pip install tocsin[agent]"
-CERTIFICATE_SOON_MS = 14 * 86_400_000
+CERTIFICATE_SOON_MS = 7 * 86_400_000  # it is renewed ten days before
 
 
 def common(command: F) -> F:
@@ -59,10 +58,10 @@ def run(path: Path | None, state: Path | None) -> None:
         from tocsin_agent import app, identity
         from tocsin_agent.spool import SpoolBusyError
 
-        who = identity.load(folder / IDENTITY)
+        who = identity.load(folder / identity.FOLDER)
         if who is None:
             raise Failure(
-                f"this host is not enrolled ({folder / IDENTITY} is empty): run `tocsin-agent enrol --token-file FILE`",
+                f"this host is not enrolled ({folder / identity.FOLDER} is empty): run `tocsin-agent enrol --token-file FILE`",
                 exits.EX_CONFIG,
             )
         try:
@@ -140,10 +139,10 @@ def enrol(path: Path | None, state: Path | None, token_file: IO[str]) -> None:
         from tocsin_agent import identity
 
         try:
-            who = identity.enrol(identity.read_token(token_file), folder / IDENTITY, socket.gethostname()[:255])
+            who = identity.enrol(identity.read_token(token_file), folder / identity.FOLDER, socket.gethostname()[:255])
         except identity.EnrolError as error:
             raise Failure(str(error), exits.REFUSED if error.refused else exits.UNREACHABLE) from error
-    click.echo(f"enrolled as {who.agent}; identity in {folder / IDENTITY}", err=True)
+    click.echo(f"enrolled as {who.agent}; identity in {folder / identity.FOLDER}", err=True)
     _write_first_settings(path, who.collector)
 
 
@@ -316,6 +315,8 @@ def _print_status(now: "Status") -> None:
     ]
     for name, text in lines:
         click.echo(f"{name + ':':<13}{text}")
+    if now.certificate_problem:
+        click.echo(f"{'':<13}not renewed: {now.certificate_problem}")
     if now.assignment_etag:
         click.echo(f"{'assignment:':<13}{now.assignment_etag}")
     for reason in now.refused:

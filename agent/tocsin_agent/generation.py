@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 
+from tocsin_agent.durable import remove_folder, sync_folder, write_atomic
 from tocsin_agent.remains import remains
-from tocsin_agent.segments import HEADER, SCAN_BYTES, Condition, Entry, Kind, Segment, sync_folder
+from tocsin_agent.segments import HEADER, SCAN_BYTES, Condition, Entry, Kind, Segment
 from tocsin_agent.sidefiles import (
     ACKED,
     BIRTH,
@@ -27,9 +28,7 @@ from tocsin_agent.sidefiles import (
     Marker,
     quarantine,
     read_acked,
-    remove_folder,
     write_acked,
-    write_atomic,
     write_marker,
 )
 from tocsin_proto.records import Gap

@@ -1,34 +1,35 @@
 """Who this agent is: its key and certificate on disk, and how it gets them from a token, once.
 
-Not the stream (`uplink`) and not the command (`cli`). Invariant: the private key is made here, lies in a file of mode
-0600, and leaves this machine in no message; nothing is sent to a peer that the token's CA did not vouch for.
+Not the stream (`uplink`), not the command (`cli`), not the next certificate (`renewal`). Invariant: the private key lies in
+a file of mode 0600 and leaves this machine in no message; nothing is sent to a peer that the token's CA did not vouch for;
+whatever breaks off in the middle of `store`, `load` finds one whole identity, the one before or the new one.
 
-cryptography is imported only while enrolling: a running agent does without its ten megabytes.
+cryptography is imported only while enrolling (`keys`): a running agent does without its ten megabytes.
 """
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import grpc
 import msgspec
 import structlog
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from tocsin_agent.durable import remove_folder, sync_folder, write_atomic
 
 PREFIX: Final = "tocsin1."
 TOKEN_CHARS_MAX: Final = 8192
 WITHIN_S: Final = 30.0
 METHOD: Final = "/tocsin.v1.Enrolment/Enrol"
+FOLDER: Final = "identity"  # in the state folder
 KEY: Final = "agent.key"
 CERTIFICATE: Final = "agent.pem"
 CA: Final = "ca.pem"
-ABOUT: Final = "identity.json"
+ABOUT: Final = "identity.json"  # names the folder beside it that holds the other three
+LIFE_MS_ASSUMED: Final = 30 * 86_400_000  # of a certificate whose beginning is not known
 
 log = structlog.get_logger()
 
@@ -62,6 +63,11 @@ class Identity(msgspec.Struct, frozen=True):
     key_pem: bytes
     certificate_pem: bytes
     ca_pem: bytes
+    not_before_ms: int = 0  # 0: not known
+
+    @property
+    def life_ms(self) -> int:
+        return self.not_after_ms - self.not_before_ms if self.not_before_ms else LIFE_MS_ASSUMED
 
     def __repr__(self) -> str:
         return f"Identity(agent={self.agent!r}, collector={self.collector!r})"
@@ -72,6 +78,11 @@ class _About(msgspec.Struct, frozen=True):
     collector: str
     not_after_ms: int
     fingerprint: str  # of the certificate that these facts were read from
+    not_before_ms: int = 0
+
+    @property
+    def folder(self) -> str:
+        return self.fingerprint[:16]
 
 
 def read_token(file: IO[str]) -> str:
@@ -91,7 +102,7 @@ def parse_token(text: str) -> Token:
         token = msgspec.json.decode(raw, type=Token)
     except (binascii.Error, ValueError) as exc:
         raise EnrolError("the token is damaged or cut short: copy the whole line") from exc
-    if not token.address or not token.secret or _spki_sha256(token.ca_pem) != token.pin.lower():
+    if not token.address or not token.secret or not _pins(token):
         raise EnrolError("the token contradicts itself (its CA is not the one it pins): ask for a new one")
     return token
 
@@ -103,9 +114,25 @@ def enrol(token_text: str, folder: Path, hostname: str, *, address: str = "", ma
     """
     token = parse_token(token_text)
     _writable(folder)
-    key = _new_key()
-    reply = _ask(token, address or token.address, _request(key), hostname, machine or machine_hash())
-    identity = _checked(reply, token, key)
+    from tocsin_agent import keys
+
+    key = keys.new_key()
+    reply = _ask(token, address or token.address, keys.request(key), hostname, machine or machine_hash())
+    try:
+        issued = keys.issued(reply.certificate_pem, reply.ca_pem, key)
+    except keys.CertificateError as exc:
+        raise EnrolError(str(exc), refused=True) from exc
+    if token.pin.lower() not in issued.pins:
+        raise EnrolError("the collector answers with a CA that the token does not pin", refused=True)
+    identity = Identity(
+        reply.agent,
+        reply.collector,
+        issued.not_after_ms,
+        issued.key_pem,
+        issued.certificate_pem,
+        issued.ca_pem,
+        issued.not_before_ms,
+    )
     try:
         store(identity, folder)
     except OSError as exc:
@@ -119,8 +146,9 @@ def load(folder: Path) -> Identity | None:
     """None: never enrolled. EnrolError: there is something, but it is damaged, unreadable, or open to others."""
     try:
         about = msgspec.json.decode((folder / ABOUT).read_bytes(), type=_About)
-        mode = (folder / KEY).stat().st_mode
-        pems = [(folder / name).read_bytes() for name in (KEY, CERTIFICATE, CA)]
+        files = folder / _plain(about.folder)
+        mode = (files / KEY).stat().st_mode
+        pems = [(files / name).read_bytes() for name in (KEY, CERTIFICATE, CA)]
     except FileNotFoundError as exc:
         if not (folder / ABOUT).exists():
             return None
@@ -130,27 +158,36 @@ def load(folder: Path) -> Identity | None:
     except msgspec.MsgspecError as exc:
         raise EnrolError(f"{folder / ABOUT}: damaged ({exc}); enrol again with a new token") from exc
     if os.name == "posix" and mode & 0o077:
-        raise EnrolError(f"{folder / KEY}: readable by others; chmod 600 it, and enrol again if it may have been read")
+        raise EnrolError(f"{files / KEY}: readable by others; chmod 600 it, and enrol again if it may have been read")
     if hashlib.sha256(pems[1]).hexdigest() != about.fingerprint:
-        raise EnrolError(f"{folder / CERTIFICATE}: is not the certificate of {ABOUT}; enrol again with a new token")
-    return Identity(about.agent, about.collector, about.not_after_ms, *pems)
+        raise EnrolError(f"{files / CERTIFICATE}: is not the certificate of {ABOUT}; enrol again with a new token")
+    key_pem, certificate_pem, ca_pem = pems
+    return Identity(
+        about.agent, about.collector, about.not_after_ms, key_pem, certificate_pem, ca_pem, about.not_before_ms
+    )
 
 
 def store(identity: Identity, folder: Path) -> None:
-    """OSError leaves no half of it that `load` would take for whole."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / ABOUT).unlink()
-    _replace(folder / KEY, identity.key_pem)
-    _replace(folder / CERTIFICATE, identity.certificate_pem)
-    _replace(folder / CA, identity.ca_pem)
+    """Takes the place of the identity before, at one moment: when the one file is replaced that names the others."""
     about = _About(
         identity.agent,
         identity.collector,
         identity.not_after_ms,
         hashlib.sha256(identity.certificate_pem).hexdigest(),
+        identity.not_before_ms,
     )
-    _replace(folder / ABOUT, msgspec.json.encode(about))
+    files = folder / about.folder
+    files.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomic(files / KEY, identity.key_pem)
+    write_atomic(files / CERTIFICATE, identity.certificate_pem)
+    write_atomic(files / CA, identity.ca_pem)
+    sync_folder(files)
+    sync_folder(folder)
+    write_atomic(folder / ABOUT, msgspec.json.encode(about))
+    sync_folder(folder)
+    for other in folder.iterdir():
+        if other.is_dir() and other != files:
+            remove_folder(other)
 
 
 def machine_hash(path: Path = Path("/etc/machine-id")) -> str:
@@ -200,88 +237,27 @@ def _explained(exc: Any, address: str) -> EnrolError:
     return EnrolError(f"{address}: refuses ({code.name.lower()}: {detail})", refused=True)
 
 
-def _checked(reply: Any, token: Token, key: "EllipticCurvePrivateKey") -> Identity:
-    """The certificate must be for our key and of a CA in the bundle, and the pinned CA must be in the bundle."""
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import serialization
+def _pins(token: Token) -> bool:
+    from tocsin_agent import keys
 
-    try:
-        certificate = x509.load_pem_x509_certificate(reply.certificate_pem)
-        authorities = x509.load_pem_x509_certificates(reply.ca_pem)
-        issuer = next(one for one in authorities if one.subject == certificate.issuer)
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, StopIteration, InvalidSignature) as exc:
-        raise EnrolError("the collector's answer holds no usable certificate; its log says more", refused=True) from exc
-    if certificate.public_key() != key.public_key():
-        raise EnrolError("the collector's certificate is for another key; its log says more", refused=True)
-    if not any(_spki_of(one) == token.pin.lower() for one in authorities):
-        raise EnrolError("the collector answers with a CA that the token does not pin", refused=True)
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return Identity(
-        agent=reply.agent,
-        collector=reply.collector,
-        not_after_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
-        key_pem=key_pem,
-        certificate_pem=reply.certificate_pem,
-        ca_pem=reply.ca_pem,
-    )
-
-
-def _new_key() -> "EllipticCurvePrivateKey":
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def _request(key: "EllipticCurvePrivateKey") -> bytes:
-    """A signing request that proves possession of the key; its subject is ignored, so it has none."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-
-    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    return csr.public_bytes(serialization.Encoding.DER)
-
-
-def _spki_sha256(pem: str) -> str:
-    from cryptography import x509
-
-    try:
-        return _spki_of(x509.load_pem_x509_certificate(pem.encode()))
-    except ValueError:
-        return ""
-
-
-def _spki_of(certificate: Any) -> str:
-    from cryptography.hazmat.primitives import serialization
-
-    der = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
+    return token.pin.lower() in keys.pins(token.ca_pem.encode())
 
 
 # --------------------------------------------------------------------------------------------------------- the files
+
+
+def _plain(name: str) -> str:
+    """A name in this folder, whatever a damaged file says."""
+    if not name.isalnum():
+        raise EnrolError(f"{ABOUT}: damaged; enrol again with a new token")
+    return name
 
 
 def _writable(folder: Path) -> None:
     """Before the token is spent: a folder that takes no file would waste it."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _replace(folder / ".probe", b"")
+        write_atomic(folder / ".probe", b"")
         (folder / ".probe").unlink()
     except OSError as exc:
         raise EnrolError(f"{folder}: cannot be written ({exc.strerror}); give a folder that this user owns") from exc
-
-
-def _replace(path: Path, body: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(handle)
-    fresh.replace(path)

@@ -11,8 +11,8 @@ from typing import Final
 
 import structlog
 
+from tocsin_agent.durable import sync_folder
 from tocsin_agent.generation import Generation
-from tocsin_agent.segments import sync_folder
 from tocsin_agent.sidefiles import MARKER, Marker, read_marker
 from tocsin_proto.records import Gap
 

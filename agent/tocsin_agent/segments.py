@@ -239,20 +239,6 @@ class Condition(NamedTuple):
     valid_end: int
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes names durable; where folders cannot be synced (Windows) this does nothing."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
-
-
 def _header(spool_id: bytes) -> bytes:
     return HEADER.pack(MAGIC, spool_id, zlib.crc32(MAGIC + spool_id))
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from tocsin_agent.segments import sync_folder
+from tocsin_agent.durable import sync_folder
 from tocsin_proto.records import Gap
 
 NAME: Final = re.compile(r"(\d{8})-([0-9a-f]{32})")
@@ -90,15 +90,6 @@ def quarantine(path: Path, *, keep: bool = False) -> None:
             old.unlink()
 
 
-def remove_folder(folder: Path) -> None:
-    """A folder of files, as far as it goes: what stays behind is found again at the next open."""
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            with contextlib.suppress(OSError):
-                path.unlink()
-        folder.rmdir()
-
-
 def read_acked(path: Path) -> tuple[int, int]:
     try:
         raw = path.read_bytes()
@@ -114,12 +105,3 @@ def write_acked(path: Path, seq: int, newest_ms: int) -> None:
     # In place and without a sync: when it is lost or torn, the collector says again how far it is.
     raw = struct.pack("<Qq", seq, newest_ms)
     path.write_bytes(raw + zlib.crc32(raw).to_bytes(4, "little"))
-
-
-def write_atomic(path: Path, body: bytes) -> None:
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

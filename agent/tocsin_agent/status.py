@@ -35,6 +35,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uplink: str
     last_ack_ms: int
     certificate_expires_ms: int
+    certificate_problem: str = ""  # why it was not renewed
     backlog_bytes: int
     backlog_frames: int
     dropped_frames: int

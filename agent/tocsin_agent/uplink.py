@@ -21,6 +21,7 @@ from tocsin_proto.records import Assignment, AssignmentReport, Clock, ProbeAnswe
 METHOD: Final = "/tocsin.v1.Ingest/Stream"
 FIRST_RETRY_S_MAX: Final = 10.0
 RETRY_S_MAX: Final = 60.0
+QUIET_WITHIN_S: Final = 60.0  # how long a new certificate waits for a moment with nothing in flight
 REFUSED_RETRY_S_MIN: Final = 30.0  # a certificate does not become good within seconds
 CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.keepalive_time_ms", 30_000),
@@ -96,6 +97,8 @@ class Uplink:
         self._awake = asyncio.Event()
         self._failures = 0
         self._acks_before = 0
+        self._shown = identity  # to the collector, on the channel that is open
+        self._due_s = 0.0
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -103,6 +106,12 @@ class Uplink:
 
     def say(self, message: AssignmentReport | ProbeAnswer) -> None:
         self.link.say(message)
+        self.wake()
+
+    def present(self, identity: Identity) -> None:
+        """A renewed identity, from the next quiet moment on: on a new channel, and what was in flight goes again by number."""
+        self.identity = identity
+        self._due_s = asyncio.get_running_loop().time() + QUIET_WITHIN_S
         self.wake()
 
     async def run(self) -> str:
@@ -114,6 +123,9 @@ class Uplink:
                 self.state = f"revoked: {ended.wish.reason}"
                 log.error("agent is revoked by the collector, it sends nothing any more", reason=ended.wish.reason)
                 return ended.wish.reason
+            if _goes_on(ended):
+                log.info("new channel for a new certificate", address=self.address)
+                continue
             delay_s = self._delay_s(ended)
             self.state = f"waiting: {_why(ended)}"
             log.warning("stream ended", address=self.address, why=_why(ended), retry_s=round(delay_s, 1))
@@ -121,13 +133,12 @@ class Uplink:
 
     async def _connection(self) -> _Ended:
         """One channel, and on it one stream after the other while the link only wants a new one."""
-        identity = self.identity  # a renewed one takes effect with the next channel
+        identity = self._shown = self.identity
         credentials = grpc.ssl_channel_credentials(identity.ca_pem, identity.key_pem, identity.certificate_pem)
         async with grpc.aio.secure_channel(self.address, credentials, options=CHANNEL_OPTIONS) as channel:
             while True:
                 ended = await self._stream(channel)
-                wish = ended.wish
-                if not isinstance(wish, Reconnect) or wish.failed or wish.after_ms:
+                if not _goes_on(ended) or self.identity is not identity:
                     return ended
 
     async def _stream(self, channel: grpc.aio.Channel) -> _Ended:
@@ -183,12 +194,19 @@ class Uplink:
                             return _Ended(wish)
                         await self._put(call, wish)
                 self.state = "connected" if self.link.is_open else "waiting for welcome"
+                if self._is_change_due():
+                    return _Ended(Reconnect("new certificate"))
                 await self._next(self.link.wake_in_ms(self._clock()) / 1000)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # A call that was refused outright raises InvalidStateError here: its status says why.
             return await _status(call)
         except TimeoutError:
             return _Ended(Reconnect("the collector reads nothing", failed=True))
+
+    def _is_change_due(self) -> bool:
+        if self.identity is self._shown:
+            return False
+        return not self.link.flight_bytes or asyncio.get_running_loop().time() >= self._due_s
 
     async def _put(self, call: Any, wish: Wish) -> None:
         if isinstance(wish, Send):
@@ -222,6 +240,11 @@ class Uplink:
         most = self._first_retry_s_max if self._failures == 1 else grown
         least = min(REFUSED_RETRY_S_MIN, self._retry_s_max) if ended.code in REFUSED else 0.0
         return least + self._uniform(0, most)
+
+
+def _goes_on(ended: _Ended) -> bool:
+    """Whether all is well and the link only wants another stream."""
+    return isinstance(ended.wish, Reconnect) and not ended.wish.failed and not ended.wish.after_ms
 
 
 async def _status(call: Any) -> _Ended:

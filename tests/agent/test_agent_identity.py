@@ -2,7 +2,9 @@
 
 import base64
 import io
+import itertools
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -19,7 +21,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.support.tls import Authority, Pair
 
-from tocsin_agent.identity import CERTIFICATE, KEY, METHOD, EnrolError, enrol, load, parse_token, read_token
+from tocsin_agent.identity import (
+    CERTIFICATE,
+    KEY,
+    METHOD,
+    EnrolError,
+    Identity,
+    enrol,
+    load,
+    parse_token,
+    read_token,
+    store,
+)
 from tocsin_proto.v1 import tocsin_pb2 as pb
 
 AUTHORITY = Authority()
@@ -29,6 +42,11 @@ SECRET = "c2VjcmV0"
 def token(address: str, authority: Authority = AUTHORITY, pin: str = "") -> str:
     body = {"a": address, "p": pin or authority.pin, "s": SECRET, "c": authority.pem.decode()}
     return "tocsin1." + base64.urlsafe_b64encode(json.dumps(body).encode()).decode().rstrip("=")
+
+
+def file_of(folder: Path, name: str) -> Path:
+    (found,) = folder.glob(f"*/{name}")
+    return found
 
 
 def signed(request: Any) -> Any:
@@ -77,7 +95,7 @@ def test_a_token_becomes_an_identity_whose_key_never_left(tmp_path: Path) -> Non
     assert (identity.agent, identity.collector) == ("edge-1", "127.0.0.1:7443")
     assert (asked[0].token, asked[0].hostname, asked[0].machine) == (SECRET, "press-7", "m1")
     assert load(tmp_path / "state") == identity
-    assert stat.S_IMODE((tmp_path / "state" / KEY).stat().st_mode) == 0o600
+    assert stat.S_IMODE(file_of(tmp_path / "state", KEY).stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
     assert b"PRIVATE" not in asked[0].SerializeToString()
     assert "PRIVATE" not in repr(identity)
@@ -94,6 +112,37 @@ def test_enrolling_again_replaces_the_identity(tmp_path: Path) -> None:
         second = enrol(token(address), tmp_path, "press-7")
     assert first.key_pem != second.key_pem
     assert load(tmp_path) == second
+    assert file_of(tmp_path, KEY).read_bytes() == second.key_pem
+
+
+def test_an_identity_is_replaced_as_a_whole_wherever_it_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        Identity("edge-1", "127.0.0.1:7443", 0, pair.key_pem, pair.certificate_pem, AUTHORITY.pem)
+        for pair in (AUTHORITY.client("spiffe://tocsin/agent/7"), AUTHORITY.client("spiffe://tocsin/agent/7"))
+    )
+    real, seen = os.open, []
+    for breaks_at in range(1, 20):
+        folder, opened = tmp_path / str(breaks_at), itertools.count(1)
+        store(first, folder)
+
+        def broken(*argv: Any, at: int = breaks_at, count: Iterator[int] = opened) -> int:
+            if next(count) == at:
+                raise OSError(28, "no space left on device")
+            return real(*argv)
+
+        monkeypatch.setattr(os, "open", broken)  # the disk's part
+        try:
+            store(second, folder)
+        except OSError:
+            seen.append("broken")
+        monkeypatch.setattr(os, "open", real)
+        found = load(folder)
+        assert found in (first, second)
+        seen.append("new" if found == second else "old")
+    assert seen[:2] == ["broken", "old"]
+    assert seen[-1] == "new"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +214,7 @@ def test_an_answer_that_is_not_ours_is_not_stored(tmp_path: Path, wrong: str) ->
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with listener(lambda request, _: signed(request)) as address:
         enrol(token(address), tmp_path, "press-7")
-    (tmp_path / KEY).chmod(0o644)
+    file_of(tmp_path, KEY).chmod(0o644)
     with pytest.raises(EnrolError, match="chmod 600"):
         load(tmp_path)
 
@@ -173,10 +222,10 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_files_of_two_identities_are_not_taken_for_one(tmp_path: Path) -> None:
     with listener(lambda request, _: signed(request)) as address:
         enrol(token(address), tmp_path, "press-7")
-    (tmp_path / CERTIFICATE).write_bytes(AUTHORITY.client("spiffe://tocsin/agent/8").certificate_pem)
+    file_of(tmp_path, CERTIFICATE).write_bytes(AUTHORITY.client("spiffe://tocsin/agent/8").certificate_pem)
     with pytest.raises(EnrolError, match="enrol again"):
         load(tmp_path)
-    (tmp_path / CERTIFICATE).unlink()
+    file_of(tmp_path, CERTIFICATE).unlink()
     with pytest.raises(EnrolError, match="missing"):
         load(tmp_path)
 
@@ -188,7 +237,7 @@ def test_a_token_is_read_whole_and_bounded() -> None:
 
 def test_a_running_agent_does_without_cryptography() -> None:
     program = (
-        "import sys, tocsin_agent.spool, tocsin_agent.link, tocsin_agent.uplink, tocsin_agent.identity\n"
+        "import sys, tocsin_agent.app, tocsin_agent.identity, tocsin_agent.renewer\n"
         "print(sorted({'cryptography', 'pysnmp', 'numpy'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
