@@ -16,7 +16,7 @@ from tests.sim.expected import Expected, expected
 from tests.sim.plant import SETTINGS, START_MS
 from tests.sim.world import World
 
-from tocsin_collector.batch import TICK_MS, digest, entry_of
+from tocsin_collector.batch import digest, entry_of
 from tocsin_collector.core.engine import TICK_HOLE_MS, Engine
 from tocsin_collector.core.model import FrameIn, Incident, Notice
 from tocsin_collector.recovery import recover
@@ -364,7 +364,7 @@ def _up_since(world: World, at_ms: int) -> int:
     since_ms = 0
     before_ms = -TICK_HOLE_MS
     for start_ms, end_ms in world.collector.past.up:
-        if start_ms <= at_ms and start_ms - before_ms > TICK_HOLE_MS - 2 * TICK_MS:
+        if start_ms <= at_ms and start_ms - before_ms > TICK_HOLE_MS:
             since_ms = start_ms
         before_ms = end_ms
     return since_ms

@@ -38,6 +38,7 @@ class Piece(NamedTuple):
 
 
 _OPEN_END = 1 << 62
+WAITING_MAX = 256  # of a component nobody speaks of any more; beyond it the oldest changes lose their time
 
 
 def splice(rows: Iterable[Row], new: Splice) -> tuple[list[int], list[Piece]]:
@@ -76,6 +77,9 @@ def sums(rows: Sequence[Row], from_ms: int, to_ms: int) -> dict[ComponentState, 
     return total
 
 
+_Changed = tuple[int, str, Impact, bool]  # event time, key, impact, raised
+
+
 class TrackerState(Record, frozen=True):
     """A Tracker as a snapshot holds it."""
 
@@ -90,7 +94,9 @@ class TrackerState(Record, frozen=True):
     is_silent: bool
     changed_ms: int
     stretch_ms: int
-    waiting: tuple[tuple[int, str, Impact, bool], ...]
+    waiting: tuple[_Changed, ...]
+    ahead: tuple[_Changed, ...]
+    before_ahead: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Tracker:
@@ -98,11 +104,13 @@ class Tracker:
 
     last_ms: event time of the newest evidence, 0 for none. written: what the ledger's open row says.
     known_from_ms: start of a stretch that is known but not written yet, because the agent is still catching up; 0: none.
+    waiting: changes later than the newest evidence, while catching up or silent: whether they fall into a hole is not known.
+    ahead: those that were written at once; before_ahead: down and degraded as they were before.
     """
 
     __slots__ = (
-        "changed_ms", "component", "degraded", "down", "is_silent", "known_from_ms", "last_ms", "stretch_ms", "waiting",
-        "window_ms", "written", "written_cause",
+        "ahead", "before_ahead", "changed_ms", "component", "degraded", "down", "is_silent", "known_from_ms", "last_ms",
+        "stretch_ms", "waiting", "window_ms", "written", "written_cause",
     )  # fmt: skip
 
     def __init__(self, component: str, window_ms: int) -> None:
@@ -117,9 +125,9 @@ class Tracker:
         self.is_silent = False
         self.changed_ms = 0
         self.stretch_ms = 0  # where the present stretch without a hole began: no change reaches back beyond it
-        self.waiting: list[
-            tuple[int, str, Impact, bool]
-        ] = []  # changes later than the newest evidence, while catching up
+        self.waiting: list[_Changed] = []
+        self.ahead: list[_Changed] = []
+        self.before_ahead: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     # ------------------------------------------------------------------------------------------------- what it says
 
@@ -142,6 +150,8 @@ class Tracker:
             self.known_from_ms = self.last_ms
         self.is_silent = False
         self.last_ms = at_ms
+        if self.ahead:
+            self._overtake(at_ms)
         waiting, self.waiting = self.waiting, []
         for change in waiting:
             out += self.change(*change)
@@ -152,11 +162,15 @@ class Tracker:
 
     def change(self, at_ms: int, key: str, impact: Impact, is_raised: bool) -> list[Splice]:
         """A finding that impairs the component was raised or has ended at event time `at_ms`."""
-        if self.known_from_ms and at_ms > self.last_ms:
-            self.waiting.append(
-                (at_ms, key, impact, is_raised)
-            )  # whether it falls into a hole, the next evidence tells
+        if (self.known_from_ms or self.is_silent) and at_ms > self.last_ms:
+            self.waiting.append((at_ms, key, impact, is_raised))
+            if len(self.waiting) > WAITING_MAX:
+                self._mark(*self.waiting.pop(0)[1:])
             return []
+        if at_ms > self.last_ms > 0:
+            if not self.ahead:
+                self.before_ahead = (tuple(self.down), tuple(self.degraded))
+            self.ahead.append((at_ms, key, impact, is_raised))
         before = self._state()
         self._mark(key, impact, is_raised)
         after = self._state()
@@ -183,17 +197,32 @@ class Tracker:
             return []
         out = self._settle(self.last_ms)
         self.is_silent = True
+        if self.ahead:
+            # They may turn out to be observed after all: then each belongs where it was, not where evidence ended.
+            self.down, self.degraded = map(dict.fromkeys, self.before_ahead)
+            self.waiting, self.ahead = [*self.ahead, *self.waiting], []
         return out + self._write(self.last_ms, ComponentState.UNKNOWN, NO_EVIDENCE)
 
     # ---------------------------------------------------------------------------------------------------- its leaves
+
+    def _overtake(self, at_ms: int) -> None:
+        """Changes up to `at_ms` are no longer ahead of the evidence."""
+        self.ahead, passed = (
+            [one for one in self.ahead if one[0] > at_ms],
+            [one for one in self.ahead if one[0] <= at_ms],
+        )
+        if self.ahead and passed:
+            now = self.down, self.degraded
+            self.down, self.degraded = map(dict.fromkeys, self.before_ahead)
+            for _, key, impact, is_raised in passed:
+                self._mark(key, impact, is_raised)
+            self.before_ahead = (tuple(self.down), tuple(self.degraded))
+            self.down, self.degraded = now
 
     def _settle(self, end_ms: int) -> list[Splice]:
         """Write what is known but not written, up to `end_ms`."""
         start, self.known_from_ms = self.known_from_ms, 0
         state, cause = self._state()
-        waiting, self.waiting = self.waiting, []
-        for _, key, impact, is_raised in waiting:
-            self._mark(key, impact, is_raised)
         return [Splice(self.component, start, state, end_ms, cause)] if start and end_ms > start else []
 
     def _write(self, start_ms: int, state: ComponentState, cause: str) -> list[Splice]:
@@ -223,7 +252,7 @@ class Tracker:
         return TrackerState(
             self.component, self.window_ms, self.last_ms, tuple(self.down), tuple(self.degraded),
             self.written, self.written_cause, self.known_from_ms, self.is_silent, self.changed_ms,
-            self.stretch_ms, tuple(self.waiting),
+            self.stretch_ms, tuple(self.waiting), tuple(self.ahead), self.before_ahead,
         )  # fmt: skip
 
     @classmethod
@@ -233,5 +262,5 @@ class Tracker:
             setattr(self, name, getattr(state, name))
         self.down = dict.fromkeys(state.down)
         self.degraded = dict.fromkeys(state.degraded)
-        self.waiting = list(state.waiting)
+        self.waiting, self.ahead = list(state.waiting), list(state.ahead)
         return self

@@ -143,8 +143,9 @@ def _raise_again(engine: "Engine", truth: Truth) -> None:
         index = indices.get(incident.rule, -1)
         if incident.rule == AGENT_SILENT.id:
             raised.append((incident.key, incident.device, True, ""))
-            if incident.device in engine.known:
-                engine.known[incident.device].is_silent = True
+            agent = engine.known.get(incident.device) or Agent(incident.device)  # one that never sent a frame
+            agent.is_silent, agent.last_received_ms = True, truth.at_ms
+            engine.known[incident.device] = agent
         elif index >= 0 and 0 <= incident.series < engine.catalogue.count:
             rule = rules[index]
             raised.append(
