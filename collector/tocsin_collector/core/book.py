@@ -255,6 +255,9 @@ class Book:
             self._expire()
 
     def _parent_answers(self, incident: Incident) -> bool:
+        """News of a parent from after the raise. Once a parent has returned, only news of the device itself counts."""
+        if any(entry.kind == "parent_back" for entry in incident.decision):
+            return False
         return any(
             parent not in self.topology.unreachable and self._last_evidence(parent) > incident.opened_ms
             for parent in self.topology.parents(incident.device)
