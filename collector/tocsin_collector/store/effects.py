@@ -24,9 +24,8 @@ from tocsin_collector.core.model import (
 )
 from tocsin_collector.store.base import Letter, Live, Mark, Outcome, Row, Statements
 from tocsin_collector.store.bodies import pack_ids, signed, text
+from tocsin_collector.store.bounds import bound_gaps, bound_letters
 
-LETTERS_MAX = 10_000  # dead letters kept; the oldest go first
-GAPS_MAX = 100_000
 TEXT_CHARS_MAX = 2_000  # of a detail that came from outside
 
 _CHUNKS = (64, 8, 1)  # rows per statement: few statements, few texts to prepare
@@ -87,7 +86,7 @@ async def write_letters(connection: Statements, letters: Sequence[Letter]) -> No
         [letter._replace(detail=letter.detail[:TEXT_CHARS_MAX]) for letter in letters],
     )
     if letters:
-        await _keep_newest(connection, "dead_letter", LETTERS_MAX)
+        await bound_letters(connection, len(letters), letters[-1].received_ms)
 
 
 async def write_live(connection: Statements, live: Sequence[Live]) -> None:
@@ -220,7 +219,7 @@ async def _gaps(connection: Statements, found: _Found) -> None:
             for outcome, e in found
         ],
     )
-    await _keep_newest(connection, "gap", GAPS_MAX)
+    await bound_gaps(connection, found[-1][0].received_ms)
 
 
 async def _notices(connection: Statements, found: _Found, channels: Sequence[str]) -> None:
@@ -252,7 +251,3 @@ _WRITERS = {
     Refused: _refusals,
     GapSeen: _gaps,
 }
-
-
-async def _keep_newest(connection: Statements, table: str, rows_max: int) -> None:
-    await connection.execute_fetchall(f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - {rows_max}")  # noqa: S608
