@@ -9,16 +9,19 @@ that of the highest raised level. A NaN or an infinity is no value: counted, and
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tocsin_collector.core.model import Level, Record, Rule, Severity
 from tocsin_collector.core.rules import RuleSet, is_breached, is_cleared
-from tocsin_collector.core.series import ACTIVE, FRESH, WATCHED, Catalogue, Counts, Flags, Floats, Ints
+from tocsin_collector.core.series import ACTIVE, FRESH, WATCHED, Catalogue, Counts, Flags, Floats, Ints, Span
 from tocsin_proto.records import SeriesKind
 
 IDLE, PENDING, RAISED, CLEARING = 0, 1, 2, 3
+NEVER_MS = 1 << 62
+FEW = 16  # elements of an array that are read one by one
 
 WRAP_32 = 1 << 32
 WRAP_32_FROM = 1 << 31  # a 32-bit counter that falls from above here has wrapped; from below, it was reset
@@ -51,13 +54,14 @@ class SlotState(Record, frozen=True):
 
 
 class Slot:
-    """What one rule remembers of one series that is not idle. phase, since: per level of the rule."""
+    """What one rule remembers of one series that is not idle. phase, since: per level; end_ms: of its next timer."""
 
-    __slots__ = ("before", "is_beyond", "phase", "since")
+    __slots__ = ("before", "end_ms", "is_beyond", "phase", "since")
 
     def __init__(self, levels: int, before: float = math.nan) -> None:
         self.phase = [IDLE] * levels
         self.since = [0] * levels
+        self.end_ms = NEVER_MS
         self.is_beyond = False  # was the newest sample breached?
         self.before = before  # a state series: what it was before it changed
 
@@ -88,62 +92,97 @@ class Detector:
 
     # ---------------------------------------------------------------------------------------- whole sections at once
 
-    def gauges(self, ids: slice | Ints, values: Floats, at_ms: int | Ints) -> None:
+    def gauges(self, ids: Span | Ints, values: Floats, at_ms: int | Ints) -> None:
         """Samples of distinct series. values: (n,) in the order of `ids`; at_ms: one event time, or (n,)."""
         c = self.catalogue
-        last = c.last_ms[ids]
-        quiet = values <= c.high[ids]
-        quiet &= values >= c.low[ids]
-        quiet &= last < at_ms
-        quiet &= c.flags[ids] == 0
-        if quiet.all():
-            c.last_ms[ids] = at_ms
-            c.value[ids] = values
+        if type(ids) is not Span or type(at_ms) is not int:
+            self._few_gauges(_listed(ids), values, at_ms)
             return
-        self._commit(ids, quiet, values, at_ms)
-        loud = np.flatnonzero(~quiet)
-        sids = (loud + ids.start if isinstance(ids, slice) else ids[loud]).tolist()
-        times = [at_ms] * len(sids) if isinstance(at_ms, int) else at_ms[loud].tolist()
-        for sid, value, when in zip(sids, values[loud].tolist(), times, strict=True):
-            self._sample(sid, value, when)
+        ids.look(c)
+        quiet, test = ids.quiet, ids.test
+        np.less_equal(values, ids.high, quiet)
+        np.logical_and(quiet, np.greater_equal(values, ids.low, test), quiet)
+        np.logical_and(quiet, np.less(ids.last_ms, at_ms, test), quiet)
+        np.logical_and(quiet, np.logical_not(ids.flags, test), quiet)
+        loud = _loud(quiet, ids.start)
+        kept = self._kept(loud)
+        ids.last_ms.fill(at_ms)
+        ids.value[:] = values
+        if loud:
+            self._give_back(loud, kept)
+            for sid, value in zip(loud, _at(values, loud, ids.start), strict=True):
+                self._sample(sid, value, at_ms)
 
-    def counters(self, ids: slice | Ints, raw: Counts, at_ms: int | Ints) -> None:
+    def counters(self, ids: Span | Ints, raw: Counts, at_ms: int | Ints) -> None:
         """Readings of distinct counters: (n,) uint64. They become rates per second."""
         c = self.catalogue
-        elapsed = at_ms - c.last_ms[ids]
+        if type(ids) is not Span or type(at_ms) is not int:
+            self._few_counters(_listed(ids), raw, at_ms)
+            return
+        ids.look(c)
+        quiet, test = ids.quiet, ids.test
+        elapsed = at_ms - ids.last_ms
+        rate = _rate(raw, ids.raw, elapsed)
+        np.greater_equal(raw, ids.raw, quiet)
+        np.logical_and(quiet, np.less_equal(rate, ids.high, test), quiet)
+        np.logical_and(quiet, np.greater_equal(rate, ids.low, test), quiet)
+        np.logical_and(quiet, np.greater(elapsed, _ZERO, test), quiet)
+        np.logical_and(quiet, np.logical_not(ids.flags, test), quiet)
+        loud = _loud(quiet, ids.start)
+        kept, raws = self._kept(loud), [c.m_raw[sid] for sid in loud]
+        ids.last_ms.fill(at_ms)
+        ids.value[:] = rate
+        ids.raw[:] = raw
+        if loud:
+            self._give_back(loud, kept)
+            for sid, before in zip(loud, raws, strict=True):
+                c.m_raw[sid] = before
+            for sid, reading in zip(loud, _at(raw, loud, ids.start), strict=True):
+                self._reading(sid, reading, at_ms)
+
+    def _kept(self, sids: list[int]) -> list[tuple[int, float]]:
+        """What the loud series hold: a whole section is written at once, and they get theirs back before they are looked at."""
+        c = self.catalogue
+        return [(c.m_last_ms[sid], c.m_value[sid]) for sid in sids]
+
+    def _give_back(self, sids: list[int], kept: list[tuple[int, float]]) -> None:
+        c = self.catalogue
+        for sid, (last_ms, value) in zip(sids, kept, strict=True):
+            c.m_last_ms[sid] = last_ms
+            c.m_value[sid] = value
+
+    def _few_gauges(self, ids: Ints, values: Floats, at_ms: int | Ints) -> None:
+        """The same for scattered series, or samples with times of their own."""
+        c = self.catalogue
+        quiet = values <= c.high[ids]
+        quiet &= values >= c.low[ids]
+        quiet &= c.last_ms[ids] < at_ms
+        quiet &= c.flags[ids] == 0
+        self._commit(ids, quiet, values, at_ms)
+        loud = np.flatnonzero(~quiet)
+        for sid, value, when in zip(ids[loud].tolist(), values[loud].tolist(), _times(at_ms, loud), strict=True):
+            self._sample(sid, value, when)
+
+    def _few_counters(self, ids: Ints, raw: Counts, at_ms: int | Ints) -> None:
+        c = self.catalogue
         before = c.raw[ids]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rate = (raw - before) * 1000.0 / elapsed
+        elapsed = at_ms - c.last_ms[ids]
+        rate = _rate(raw, before, elapsed)
         quiet = raw >= before
         quiet &= rate <= c.high[ids]
         quiet &= rate >= c.low[ids]
         quiet &= elapsed > 0
         quiet &= c.flags[ids] == 0
-        if quiet.all():
-            c.last_ms[ids] = at_ms
-            c.value[ids] = rate
-            c.raw[ids] = raw
-            return
         self._commit(ids, quiet, rate, at_ms)
-        if isinstance(ids, slice):
-            c.raw[ids][quiet] = raw[quiet]
-        else:
-            c.raw[ids[quiet]] = raw[quiet]
+        c.raw[ids[quiet]] = raw[quiet]
         loud = np.flatnonzero(~quiet)
-        sids = (loud + ids.start if isinstance(ids, slice) else ids[loud]).tolist()
-        times = [at_ms] * len(sids) if isinstance(at_ms, int) else at_ms[loud].tolist()
-        for sid, reading, when in zip(sids, raw[loud].tolist(), times, strict=True):
+        for sid, reading, when in zip(ids[loud].tolist(), raw[loud].tolist(), _times(at_ms, loud), strict=True):
             self._reading(sid, reading, when)
 
-    def _commit(self, ids: slice | Ints, quiet: Flags, values: Floats, at_ms: int | Ints) -> None:
+    def _commit(self, ids: Ints, quiet: Flags, values: Floats, at_ms: int | Ints) -> None:
         c = self.catalogue
-        when = at_ms if isinstance(at_ms, int) else at_ms[quiet]
-        if isinstance(ids, slice):
-            c.last_ms[ids][quiet] = when
-            c.value[ids][quiet] = values[quiet]
-        else:
-            c.last_ms[ids[quiet]] = when
-            c.value[ids[quiet]] = values[quiet]
+        c.last_ms[ids[quiet]] = at_ms if isinstance(at_ms, int) else at_ms[quiet]
+        c.value[ids[quiet]] = values[quiet]
 
     # --------------------------------------------------------------------------------------------- one sample, in order
 
@@ -200,7 +239,9 @@ class Detector:
         slot = self.slots.get((sid, index))
         if slot is None:
             slot = Slot(len(rule.levels), before)
-        else:
+            if not any(_is_beyond(level, value, slot, number) for number, level in enumerate(rule.levels)):
+                return False  # nothing to remember, and nothing begins
+        elif slot.end_ms < at_ms:
             self._run(slot, rule, sid, index, at_ms - 1, value)
         if value != before:
             slot.before = before
@@ -209,7 +250,7 @@ class Detector:
         for number, level in enumerate(rule.levels):
             beyond = _is_beyond(level, value, slot, number)
             is_beyond |= beyond
-            self._move(slot, number, level, beyond, _is_over(level, value, beyond), at_ms)
+            self._move(slot, number, level, beyond, value, at_ms)
             if beyond and slot.phase[number] in (PENDING, RAISED):
                 since = min(since, slot.since[number])
         top = slot.top()
@@ -220,7 +261,7 @@ class Detector:
         return self._keep(sid, index, slot, rule)
 
     @staticmethod
-    def _move(slot: Slot, number: int, level: Level, beyond: bool, over: bool, at_ms: int) -> None:
+    def _move(slot: Slot, number: int, level: Level, beyond: bool, value: float, at_ms: int) -> None:
         phase = slot.phase[number]
         if phase in (IDLE, PENDING):
             if not beyond:
@@ -231,7 +272,7 @@ class Detector:
                 slot.phase[number] = PENDING
             if at_ms - slot.since[number] >= level.for_ms:
                 slot.phase[number] = RAISED
-        elif not over:
+        elif not _is_over(level, value, beyond):
             slot.phase[number] = RAISED
         elif phase == RAISED:
             slot.phase[number], slot.since[number] = (CLEARING, at_ms) if level.keep_ms else (IDLE, 0)
@@ -341,13 +382,15 @@ class Detector:
             self._undue(sid, key)
             return False
         self.slots[key] = slot
-        ends = [
-            slot.since[n] + (level.for_ms if slot.phase[n] == PENDING else level.keep_ms)
-            for n, level in enumerate(rule.levels)
-            if slot.phase[n] in (PENDING, CLEARING)
-        ]
-        if ends:
-            self.due.setdefault(self.catalogue.agent[sid], {})[key] = min(ends)
+        end_ms = NEVER_MS
+        for phase, since, level in zip(slot.phase, slot.since, rule.levels, strict=True):
+            if phase == PENDING:
+                end_ms = min(end_ms, since + level.for_ms)
+            elif phase == CLEARING:
+                end_ms = min(end_ms, since + level.keep_ms)
+        slot.end_ms = end_ms
+        if end_ms < NEVER_MS:
+            self.due.setdefault(self.catalogue.agent[sid], {})[key] = end_ms
         else:
             self._undue(sid, key)
         return True
@@ -371,6 +414,44 @@ class Detector:
             slot.phase, slot.since, slot.is_beyond = list(state.phase), list(state.since), state.is_beyond
             self._keep(state.sid, state.rule, slot, self.set.rules[state.rule])
             self._flag(state.sid, True)
+
+
+# 0-d arrays: NumPy looks at a Python number anew in every call.
+_ZERO = np.array(0, np.int64)
+_ONE = np.array(1, np.int64)
+_PER_SECOND = np.array(1000.0)
+
+
+def _rate(raw: Counts, before: Counts, elapsed: Ints) -> Floats:
+    """Per second, (n,); without meaning where time did not pass or the counter fell."""
+    rate: Floats = np.multiply(raw - before, _PER_SECOND)
+    np.divide(rate, np.maximum(elapsed, _ONE), rate)
+    return rate
+
+
+def _loud(quiet: Flags, start: int) -> list[int]:
+    """Ids of the series that are not quiet. Most often none, and few else: bytes are searched faster than arrays."""
+    found: list[int] = []
+    mask = quiet.tobytes()
+    place = mask.find(0)
+    while place >= 0:
+        found.append(start + place)
+        place = mask.find(0, place + 1)
+    return found
+
+
+def _at(numbers: NDArray[Any], sids: list[int], start: int) -> list[Any]:
+    if len(sids) < FEW:
+        return [numbers.item(sid - start) for sid in sids]
+    return numbers[np.array(sids) - start].tolist()  # type: ignore[no-any-return]
+
+
+def _listed(ids: Span | Ints) -> Ints:
+    return np.arange(ids.start, ids.stop) if isinstance(ids, Span) else ids
+
+
+def _times(at_ms: int | Ints, places: Ints) -> list[int]:
+    return [at_ms] * len(places) if isinstance(at_ms, int) else at_ms[places].tolist()
 
 
 def _is_beyond(level: Level, value: float, slot: Slot, number: int) -> bool:

@@ -102,11 +102,35 @@ class Catalogue:
         return SeriesKind(self.info[sid].kind)
 
 
+class Span:
+    """Series with consecutive ids, and their columns as views: made once, where slicing would cost each section anew.
+
+    quiet, test: room for the filter's answers, (n,).
+    """
+
+    __slots__ = ("base", "flags", "high", "last_ms", "low", "quiet", "raw", "start", "stop", "test", "value")
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+        self.base: Ints | None = None  # the column that the views are of
+        self.quiet: Flags = np.empty(stop - start, np.bool_)
+        self.test: Flags = np.empty(stop - start, np.bool_)
+
+    def look(self, catalogue: Catalogue) -> None:
+        """Make the views again when the columns have grown."""
+        if self.base is catalogue.last_ms:
+            return
+        self.base = catalogue.last_ms
+        part = slice(self.start, self.stop)
+        self.last_ms, self.value, self.raw = catalogue.last_ms[part], catalogue.value[part], catalogue.raw[part]
+        self.low, self.high, self.flags = catalogue.low[part], catalogue.high[part], catalogue.flags[part]
+
+
 class LayoutMap:
     """Where the samples of one layout go.
 
     declared: series id per position as the agent declared it; ids: the same, negative where the agent may not report it.
-    gauges, counters: the ids of each kind as a slice where they are consecutive, else as an index array.
+    gauges, counters: the ids of each kind as a Span where they are consecutive, else as an index array.
     watched: ids whose silence in event time matters, and how long each may be silent.
     """
 
@@ -127,7 +151,7 @@ class LayoutMap:
         self.last_used = 0
 
 
-def _compact(ids: Ints) -> slice | Ints:
+def _compact(ids: Ints) -> Span | Ints:
     if len(ids) and ids[0] >= 0 and bool((np.diff(ids) == 1).all()):
-        return slice(int(ids[0]), int(ids[-1]) + 1)
+        return Span(int(ids[0]), int(ids[-1]) + 1)
     return ids
