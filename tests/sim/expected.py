@@ -19,8 +19,12 @@ WINDOW_MS = SETTINGS.silent_after_ms  # three polls are less
 
 @dataclass
 class Component:
-    """evidence: event times, rising. down, degraded: stretches with a raised finding of that impact."""
+    """evidence: event times, rising. down, degraded: stretches with a raised finding of that impact.
 
+    watermark_ms: up to which all that the agent has to say has arrived; later than that nothing can be missed.
+    """
+
+    watermark_ms: int = 0
     evidence: list[int] = field(default_factory=list)
     down: list[Stretch] = field(default_factory=list)
     degraded: list[Stretch] = field(default_factory=list)
@@ -33,7 +37,7 @@ class Component:
                 out[-1] = (out[-1][0], at)
             else:
                 out.append((at, at))
-        if out and end_ms - out[-1][1] <= WINDOW_MS:
+        if out and self.watermark_ms - out[-1][1] <= WINDOW_MS:
             out[-1] = (out[-1][0], end_ms)
         return out
 
@@ -67,13 +71,13 @@ class Expected:
 def expected(plant: Plant, made: Sequence[Made], end_ms: int) -> Expected:
     """`made`: the frames that arrived, in order of event time."""
     names = (plant.agent, plant.switch, *plant.children)
-    components = {name: Component() for name in names}
+    watermark_ms = made[-1].at_ms if made else 0
+    components = {name: Component(watermark_ms) for name in names}
     components[plant.agent].evidence = [one.at_ms for one in made]
     series: dict[int, list[tuple[int, float]]] = {number: [] for number in range(len(plant.signals))}
     for one in made:
         for number, value in one.samples:
             series[number].append((one.at_ms, value))
-    watermark_ms = made[-1].at_ms if made else 0
     raised: dict[str, list[Stretch]] = {}
     for number, signal in enumerate(plant.signals):
         samples = series[number]
