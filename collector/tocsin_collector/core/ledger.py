@@ -150,8 +150,7 @@ class Tracker:
             self.known_from_ms = self.last_ms
         self.is_silent = False
         self.last_ms = at_ms
-        if self.ahead:
-            self._overtake(at_ms)
+        self._overtake(at_ms)
         waiting, self.waiting = self.waiting, []
         for change in waiting:
             out += self.change(*change)
@@ -167,6 +166,7 @@ class Tracker:
             if len(self.waiting) > WAITING_MAX:
                 self._mark(*self.waiting.pop(0)[1:])
             return []
+        self._overtake(self.last_ms)
         if at_ms > self.last_ms > 0:
             if not self.ahead:
                 self.before_ahead = (tuple(self.down), tuple(self.degraded))
@@ -197,6 +197,7 @@ class Tracker:
             return []
         out = self._settle(self.last_ms)
         self.is_silent = True
+        self._overtake(self.last_ms)
         if self.ahead:
             # They may turn out to be observed after all: then each belongs where it was, not where evidence ended.
             self.down, self.degraded = map(dict.fromkeys, self.before_ahead)
@@ -206,11 +207,11 @@ class Tracker:
     # ---------------------------------------------------------------------------------------------------- its leaves
 
     def _overtake(self, at_ms: int) -> None:
-        """Changes up to `at_ms` are no longer ahead of the evidence."""
-        self.ahead, passed = (
-            [one for one in self.ahead if one[0] > at_ms],
-            [one for one in self.ahead if one[0] <= at_ms],
-        )
+        """Changes up to `at_ms` are no longer ahead of the evidence, which may have moved on quietly."""
+        if not self.ahead:
+            return
+        passed = [change for change in self.ahead if change[0] <= at_ms]
+        self.ahead = [change for change in self.ahead if change[0] > at_ms]
         if self.ahead and passed:
             now = self.down, self.degraded
             self.down, self.degraded = map(dict.fromkeys, self.before_ahead)

@@ -67,3 +67,22 @@ def test_evidence_between_two_changes_ahead_of_it_keeps_both_times() -> None:
         (18_000, 24_000, UP),
         (24_000, 31_000, DEGRADED),
     ]
+
+
+def test_a_change_that_quiet_evidence_has_overtaken_is_not_ahead_any_more() -> None:
+    """Quiet samples only move the column: the engine sets last_ms."""
+    tracker, record = Tracker("switch", 20_000), Record()
+    effects = degraded_from_10(tracker)
+    effects += tracker.change(18_000, "k", Impact.DEGRADED, False)
+    effects += tracker.change(20_000, "k", Impact.DEGRADED, True)
+    tracker.last_ms = 24_000
+    effects += tracker.change(24_000, "k", Impact.DEGRADED, False)
+    tracker.last_ms = 26_000
+    effects += tracker.silence()
+    effects += tracker.evidence(30_000, 31_000)
+    record.take(effects)
+    assert record.timeline("switch", 31_000)[-3:] == [
+        (18_000, 20_000, UP),
+        (20_000, 24_000, DEGRADED),
+        (24_000, 31_000, UP),
+    ]
