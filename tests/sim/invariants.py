@@ -55,7 +55,7 @@ def check(world: World) -> None:
         for agent in world.agents.values():
             said = expected(agent.plant, arrived(agent, remains), remains.end_ms)
             the_record_is_true(world, agent, said, remains)
-            nothing_is_up_unseen(world, agent, said, remains)
+            nothing_is_up_unseen(agent, said, remains)
             incidents_have_causes(world, agent, said, remains)
             silence_is_real(world, agent, remains)
             children_are_suppressed(world, agent, said, remains)
@@ -273,9 +273,7 @@ def the_record_is_true(world: World, agent: AgentNode, said: Expected, remains: 
         )
 
 
-def nothing_is_up_unseen(world: World, agent: AgentNode, said: Expected, remains: Remains) -> None:
-    if world.collector.past.from_truth:
-        return  # such a start takes the end of the journal for the last evidence
+def nothing_is_up_unseen(agent: AgentNode, said: Expected, remains: Remains) -> None:
     slack_ms = CLOCK_MS
     for name, component in said.components.items():
         known = component.known(remains.end_ms)

@@ -348,6 +348,7 @@ class Truth(Record, frozen=True):
     layouts: tuple[LayoutAdded, ...] = ()
     incidents: tuple[Incident, ...] = ()  # all that are not closed
     tails: tuple[Splice, ...] = ()  # the open-ended current interval of each component
+    seen: tuple[tuple[int, int], ...] = ()  # series id, event time of a sample: the newest, or one shortly before it
 
 
 def incident_id(offset: int, ordinal: int) -> str:

@@ -13,7 +13,8 @@ from tocsin_collector.core.agents import Agent, AgentState
 from tocsin_collector.core.book import BookState
 from tocsin_collector.core.detector import SlotState
 from tocsin_collector.core.findings import AGENT_SILENT
-from tocsin_collector.core.ledger import Tracker, TrackerState
+from tocsin_collector.core.layouts import REACHABLE
+from tocsin_collector.core.ledger import NOT_SEEN, Tracker, TrackerState
 from tocsin_collector.core.model import (
     LIVE_STATES,
     ComponentState,
@@ -23,7 +24,7 @@ from tocsin_collector.core.model import (
     SeriesAdded,
     Truth,
 )
-from tocsin_collector.core.series import COLUMNS
+from tocsin_collector.core.series import COLUMNS, WATCHED
 
 if TYPE_CHECKING:
     from tocsin_collector.core.engine import Engine
@@ -115,12 +116,16 @@ def recall(engine: "Engine", truth: Truth) -> "Engine":
     engine.offset = truth.offset
     engine.load(truth.config or engine.config, truth.series, tuple(info.agent for info in truth.series))
     window_ms = {device.id: engine.window(device) for device in engine.config.registry.devices}
+    seen_ms = _evidence(truth)
     for tail in truth.tails:
         tracker = Tracker(tail.component, window_ms.get(tail.component, engine.config.settings.silent_after_ms))
         tracker.written, tracker.written_cause = tail.state, tail.cause
         tracker.changed_ms = tail.start_ms
-        tracker.is_silent = tail.state is ComponentState.UNKNOWN
-        tracker.last_ms = tail.start_ms if tracker.is_silent else truth.at_ms
+        was_seen = tail.cause != NOT_SEEN
+        tracker.is_silent = was_seen and tail.state is ComponentState.UNKNOWN
+        tracker.last_ms = tail.start_ms if was_seen else 0
+        if was_seen and not tracker.is_silent:
+            tracker.last_ms = min(truth.at_ms, max(tail.start_ms, seen_ms.get(tail.component, 0)))
         engine.trackers[tail.component] = tracker
     for name in {layout.agent for layout in truth.layouts}:
         agent = engine.known[name] = Agent(name)
@@ -128,7 +133,20 @@ def recall(engine: "Engine", truth: Truth) -> "Engine":
     engine.last_tick_ms = truth.at_ms
     _raise_again(engine, truth)
     engine.rejoin(tuple((layout.agent, layout.layout, layout.series) for layout in truth.layouts))
+    for sid in engine.reach:  # the columns are empty: the first sample has to be held against what was seen before
+        engine.catalogue.m_flags[sid] |= WATCHED
     return engine
+
+
+def _evidence(truth: Truth) -> dict[str, int]:
+    """Component -> event time at which it was seen, for certain; perhaps again shortly afterwards. Never later than it was."""
+    series = {info.id: info for info in truth.series}
+    seen_ms: dict[str, int] = {}
+    for sid, at_ms in truth.seen:
+        info = series.get(sid)
+        if info is not None and (info.metric == REACHABLE or info.device == info.agent):
+            seen_ms[info.device] = max(at_ms, seen_ms.get(info.device, 0))
+    return seen_ms
 
 
 def _raise_again(engine: "Engine", truth: Truth) -> None:

@@ -5,7 +5,15 @@ Not history: only what is still open. The invariant: reading the same database t
 
 from tocsin_collector.core.model import ComponentState, Config, Incident, LayoutAdded, SeriesAdded, Splice, Truth
 from tocsin_collector.store.base import Statements
-from tocsin_collector.store.bodies import SERIES_COLUMNS, config_of, incident_of, series_of, unpack_ids, unsigned
+from tocsin_collector.store.bodies import (
+    SERIES_COLUMNS,
+    config_of,
+    incident_of,
+    live_of,
+    series_of,
+    unpack_ids,
+    unsigned,
+)
 
 
 async def read_truth(connection: Statements) -> Truth:
@@ -21,6 +29,7 @@ async def read_truth(connection: Statements) -> Truth:
         layouts=await _layouts(connection),
         incidents=await _incidents(connection),
         tails=await _tails(connection),
+        seen=await _seen(connection),
     )
 
 
@@ -55,3 +64,9 @@ async def _tails(connection: Statements) -> tuple[Splice, ...]:
         Splice(component, start_ms, ComponentState(state), cause=cause, revision=revision)
         for component, start_ms, state, cause, revision in rows
     )
+
+
+async def _seen(connection: Statements) -> tuple[tuple[int, int], ...]:
+    """Newest values are no truth, but that these samples were there is; they came in a transaction with their frames."""
+    rows = await connection.execute_fetchall("SELECT body FROM live ORDER BY agent")
+    return tuple((id, at_ms) for (body,) in rows for id, at_ms, _ in live_of(body))
