@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Keeps the translations in step with the texts: `scripts/messages.py [--check]`.
 
-Collects every text for people (Python, templates, sentences of the built-in rules), merges them into
-collector/tocsin_collector/locale/<language>/LC_MESSAGES/tocsin.po and compiles the .mo beside it. Needs Babel.
+Collects every text for people (Python, templates, help of the commands, sentences of the built-in rules), merges them into
+<package>/locale/<language>/LC_MESSAGES/<domain>.po of the collector and of the agent, and compiles the .mo beside it.
+Needs Babel.
 --check changes nothing and fails when a text is missing, not translated, has other placeholders, or the .mo is older.
 """
 
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from inspect import cleandoc
 from io import BytesIO
 from pathlib import Path
 
@@ -19,24 +22,62 @@ from babel.messages.mofile import read_mo, write_mo
 from babel.messages.pofile import read_po, write_po
 
 from tocsin_collector.i18n import DOMAIN, LANGUAGES, LOCALE, fields
+from tocsin_proto.words import CLICK, helps
 
 PACKAGE = LOCALE.parent
-KEYWORDS = {"t": None, "tn": (1, 2), "N_": None}
+KEYWORDS = {
+    **{"t": None, "tn": (1, 2), "N_": None},
+    **{"CommandError": (2,), "EnrolError": None, "CertificateError": None},  # said where they are caught
+}
 METHODS = [("**.py", "python"), ("**/templates/**.html", "jinja2.ext:babel_extract")]
 OPTIONS = {"**/templates/**.html": {"extensions": "jinja2.ext.i18n", "trim_blocks": "true", "lstrip_blocks": "true"}}
 SINCE = datetime(2026, 11, 1, tzinfo=UTC)
 HEADER = "# Tocsin, texts for people. Apache-2.0.\n"
 
 
-def wanted() -> Catalog:
+@dataclass(frozen=True)
+class Source:
+    """One catalogue: the texts of one package. `more`: (file, text) of those where gettext does not look."""
+
+    domain: str
+    locale: Path
+    more: Callable[[], Iterator[tuple[str, str]]]
+
+
+def collector_texts() -> Iterator[tuple[str, str]]:
+    from tocsin_collector.cli.server import cli
+
+    yield from rule_texts()
+    yield from command_texts("cli/server.py", cli)
+
+
+def agent_texts() -> Iterator[tuple[str, str]]:
+    from tocsin_agent.cli import UPLINK_STATES, cli
+
+    yield from command_texts("cli.py", cli)
+    yield from (("uplink.py", text) for text in UPLINK_STATES)
+
+
+def command_texts(filename: str, command: object) -> Iterator[tuple[str, str]]:
+    """The help of a command and what click says in it."""
+    yield from ((filename, cleandoc(holder.help or "")) for holder in helps(command))
+    yield from (("click", text) for text in CLICK)
+
+
+COLLECTOR = Source(DOMAIN, LOCALE, collector_texts)
+AGENT = Source("tocsin-agent", LOCALE.parents[2] / "agent" / "tocsin_agent" / "locale", agent_texts)
+SOURCES = (COLLECTOR, AGENT)
+
+
+def wanted(source: Source = COLLECTOR) -> Catalog:
     """Every text in the sources."""
     catalogue = Catalog(project="Tocsin", charset="utf-8")
     for filename, _line, message, _comments, _context in extract_from_dir(
-        str(PACKAGE), METHODS, OPTIONS, keywords=KEYWORDS, comment_tags=()
+        str(source.locale.parent), METHODS, OPTIONS, keywords=KEYWORDS, comment_tags=()
     ):
         if message:
             catalogue.add(message, locations=[(filename, 0)])
-    for filename, text in rule_texts():
+    for filename, text in source.more():
         catalogue.add(text, locations=[(filename, 0)])
     return catalogue
 
@@ -61,13 +102,13 @@ def other_texts() -> Iterator[tuple[str, str]]:
         yield "rules_file.py", text
 
 
-def folder(code: str) -> Path:
-    return LOCALE / code / "LC_MESSAGES"
+def catalogue_file(source: Source, code: str, suffix: str) -> Path:
+    return source.locale / code / "LC_MESSAGES" / f"{source.domain}{suffix}"
 
 
-def merged(code: str, texts: Catalog) -> Catalog:
+def merged(code: str, texts: Catalog, source: Source = COLLECTOR) -> Catalog:
     """The catalogue of that language with exactly these texts; what is no longer used is dropped."""
-    file = folder(code) / f"{DOMAIN}.po"
+    file = catalogue_file(source, code, ".po")
     catalogue = read_po(BytesIO(file.read_bytes()), locale=code) if file.exists() else Catalog(locale=code)
     catalogue.header_comment = HEADER.strip()
     catalogue.project, catalogue.version = "Tocsin", "1"
@@ -99,9 +140,9 @@ def forms(string: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(string) if isinstance(string, (tuple, list)) else (string or "",)
 
 
-def stale(code: str, catalogue: Catalog) -> list[str]:
+def stale(code: str, catalogue: Catalog, source: Source) -> list[str]:
     """Whether the committed .mo says something else than the .po, by content: bytes differ between versions of Babel."""
-    file = folder(code) / f"{DOMAIN}.mo"
+    file = catalogue_file(source, code, ".mo")
     if not file.exists():
         return [f"{code}: {file.name} is missing"]
     compiled = {forms(message.id): forms(message.string) for message in read_mo(BytesIO(file.read_bytes()))}
@@ -112,27 +153,25 @@ def stale(code: str, catalogue: Catalog) -> list[str]:
 
 def check() -> list[str]:
     """Everything that is wrong with the committed translations."""
-    texts = wanted()
     found = []
-    for code in LANGUAGES:
-        if code == "en":
-            continue
-        catalogue = merged(code, texts)
-        found += problems(code, catalogue) + stale(code, catalogue)
+    for source, code in translated():
+        catalogue = merged(code, wanted(source), source)
+        found += problems(code, catalogue) + stale(code, catalogue, source)
     return found
+
+
+def translated() -> Iterator[tuple[Source, str]]:
+    return ((source, code) for source in SOURCES for code in LANGUAGES if code != "en")
 
 
 def main() -> int:
     if "--check" not in sys.argv[1:]:
-        texts = wanted()
-        for code in LANGUAGES:
-            if code == "en":
-                continue
-            catalogue = merged(code, texts)
-            folder(code).mkdir(parents=True, exist_ok=True)
-            with (folder(code) / f"{DOMAIN}.po").open("wb") as out:
+        for source, code in translated():
+            catalogue = merged(code, wanted(source), source)
+            catalogue_file(source, code, "").parent.mkdir(parents=True, exist_ok=True)
+            with catalogue_file(source, code, ".po").open("wb") as out:
                 write_po(out, catalogue, width=120, no_location=True, sort_output=True, omit_header=False)
-            with (folder(code) / f"{DOMAIN}.mo").open("wb") as out:
+            with catalogue_file(source, code, ".mo").open("wb") as out:
                 write_mo(out, catalogue)
     found = check()
     for problem in found:

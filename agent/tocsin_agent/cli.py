@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ import msgspec
 
 from tocsin_agent import release
 from tocsin_proto import exits
+from tocsin_proto.words import Told, Words, localize
 
 if TYPE_CHECKING:
     from tocsin_agent.config import AgentSettings
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXTRA = "pip install tocsin[agent]"
+WORDS = Words("tocsin-agent", Path(__file__).parent / "locale")
+t = WORDS.t
+# What the uplink says of itself, where it is no sentence of the collector's.
+UPLINK_STATES = ("connected", "connecting", "not started", "waiting for welcome")
+COLUMN = 12  # of the names in `status`
 CERTIFICATE_SOON_MS = 7 * 86_400_000  # it is renewed ten days before
 
 
@@ -60,14 +67,15 @@ def run(path: Path | None, state: Path | None) -> None:
 
         who = identity.load(folder / identity.FOLDER)
         if who is None:
-            raise Failure(
-                f"this host is not enrolled ({folder / identity.FOLDER} is empty): run `tocsin-agent enrol --token-file FILE`",
+            raise CommandError(
                 exits.EX_CONFIG,
+                "this host is not enrolled ({folder} is empty): run `tocsin-agent enrol --token-file FILE`",
+                folder=folder / identity.FOLDER,
             )
         try:
             code = app.run(loaded, path, folder, who, os.environ)
         except SpoolBusyError as error:
-            raise Failure(str(error), exits.PROBLEM) from error
+            raise CommandError(exits.PROBLEM, str(error)) from error
     sys.exit(code)
 
 
@@ -88,12 +96,14 @@ def test(path: Path | None, state: Path | None, probe: str | None, as_json: bool
     chosen = [one for one in targets if probe is None or probe in _names(one)]
     if not chosen:
         known = ", ".join(sorted({_names(one)[-1] for one in targets}))
-        raise click.BadParameter(f'"{probe}" is not watched here, known are: {known}', param_hint="PROBE")
+        raise click.BadParameter(
+            t('"{probe}" is not watched here, known are: {known}', probe=probe, known=known), param_hint="PROBE"
+        )
     results = asyncio.run(trial.tried(chosen))
     if as_json:
         _print_json(all(one.problem is None for one in results), {"probes": results})
     else:
-        trial.show(results)
+        trial.show(results, t)
     sys.exit(exits.OK if all(one.problem is None for one in results) else exits.PROBLEM)
 
 
@@ -116,13 +126,13 @@ def check(path: Path | None, state: Path | None, print_effective: bool) -> None:
             for device in local_devices(loaded.value.snmp):
                 make_probe(device, Credentials(()))
         except ValueError as error:
-            raise Failure(f"{path}: {error}", exits.EX_CONFIG) from error
+            raise CommandError(exits.EX_CONFIG, f"{path}: {error}") from error
     if print_effective:
         from tocsin_proto.settings_print import effective
 
         click.echo(effective(loaded), nl=False)
     else:
-        click.echo(f"{path}: good", err=True)
+        click.echo(t("{path}: good", path=path), err=True)
 
 
 @cli.command()
@@ -141,8 +151,10 @@ def enrol(path: Path | None, state: Path | None, token_file: IO[str]) -> None:
         try:
             who = identity.enrol(identity.read_token(token_file), folder / identity.FOLDER, socket.gethostname()[:255])
         except identity.EnrolError as error:
-            raise Failure(str(error), exits.REFUSED if error.refused else exits.UNREACHABLE) from error
-    click.echo(f"enrolled as {who.agent}; identity in {folder / identity.FOLDER}", err=True)
+            code = exits.REFUSED if error.refused else exits.UNREACHABLE
+            raise CommandError(code, WORDS.of(error)) from error
+    said = t("enrolled as {agent}; identity in {folder}", agent=who.agent, folder=folder / identity.FOLDER)
+    click.echo(said, err=True)
     _write_first_settings(path, who.collector)
 
 
@@ -157,9 +169,10 @@ def status(path: Path | None, state: Path | None, as_json: bool) -> None:
     try:
         now = running.ask(folder)
     except (OSError, msgspec.DecodeError) as error:
-        raise _fail(f"the agent on {folder} cannot be asked: {error}", exits.PROBLEM, as_json) from error
+        said = t("the agent on {folder} cannot be asked: {error}", folder=folder, error=error)
+        raise _fail(said, exits.PROBLEM, as_json) from error
     if now is None:
-        raise _fail(f"no agent runs on {folder}", exits.PROBLEM, as_json)
+        raise _fail(t("no agent runs on {folder}", folder=folder), exits.PROBLEM, as_json)
     if as_json:
         _print_json(now.connected, now)
     else:
@@ -177,21 +190,24 @@ def version(as_json: bool) -> None:
     if as_json:
         _print_json(True, facts)
     else:
-        click.echo(f"tocsin-agent {facts['version']} (protocol {PROTOCOL_MIN} to {PROTOCOL_MAX})")
+        said = "tocsin-agent {version} (protocol {protocol_min} to {protocol_max})"
+        click.echo(t(said, **facts))
 
 
 def main() -> None:
+    WORDS.use()
+    localize(cli, WORDS)
     cli(prog_name="tocsin-agent")
 
 
 # ------------------------------------------------------------------------------------------------------ settings
 
 
-class Failure(Exception):
+class CommandError(Told):
     """One line for the person at the terminal, and the exit code."""
 
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
+    def __init__(self, code: int, text: str, /, **facts: object) -> None:
+        super().__init__(text, **facts)
         self.code = code
 
 
@@ -201,10 +217,10 @@ def _failing() -> Iterator[None]:
 
     try:
         yield
-    except Failure as failure:
-        raise _fail(str(failure), failure.code) from failure
+    except CommandError as failure:
+        raise _fail(WORDS.of(failure), failure.code) from failure
     except EnrolError as error:
-        raise _fail(str(error), exits.EX_CONFIG) from error
+        raise _fail(WORDS.of(error), exits.EX_CONFIG) from error
 
 
 @contextmanager
@@ -214,7 +230,8 @@ def _extra_needed() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tocsin"):
             raise
-        raise _fail(f"{error.name} is not installed: {EXTRA}", exits.USAGE) from error
+        said = t("{name} is not installed: {install}", name=error.name, install=EXTRA)
+        raise _fail(said, exits.USAGE) from error
 
 
 def _fail(text: str, code: int, as_json: bool = False) -> SystemExit:
@@ -266,7 +283,7 @@ def _default_path() -> Path:
 def _write_first_settings(path: Path, collector: str) -> None:
     """One line is a whole configuration; a file that is there is never touched."""
     if path.exists():
-        click.echo(f"{path} is there already and stays as it is", err=True)
+        click.echo(t("{path} is there already and stays as it is", path=path), err=True)
         return
     from tocsin_proto.settings_print import render
 
@@ -275,9 +292,14 @@ def _write_first_settings(path: Path, collector: str) -> None:
         with path.open("x") as file:
             file.write(f"collector = {render(collector)}\n")
     except OSError as error:
-        text = f"{path} cannot be written ({error.strerror}): write `collector = {render(collector)}` into it"
-        raise _fail(text, exits.PROBLEM) from error
-    click.echo(f"{path} written", err=True)
+        said = t(
+            "{path} cannot be written ({why}): write `{line}` into it",
+            path=path,
+            why=error.strerror,
+            line=f"collector = {render(collector)}",
+        )
+        raise _fail(said, exits.PROBLEM) from error
+    click.echo(t("{path} written", path=path), err=True)
 
 
 # -------------------------------------------------------------------------------------------------------- test
@@ -306,28 +328,60 @@ def _names(one: "Target") -> tuple[str, str]:
 
 def _print_status(now: "Status") -> None:
     lines = [
-        ("agent", f"{now.agent or 'not named yet'}, version {now.version}, pid {now.pid}"),
-        ("collector", f"{now.collector}: {now.uplink}"),
-        ("last ack", f"{_ago(now.now_ms - now.last_ack_ms)} ago" if now.last_ack_ms else "never since the start"),
-        ("queue", f"{now.backlog_frames} frames, {now.backlog_bytes} bytes; {now.dropped_frames} dropped"),
-        ("certificate", _until(now.certificate_expires_ms, now.now_ms)),
-        ("watching", f"{now.targets} targets, {now.series} series; {now.overruns} overruns"),
+        (
+            t("agent"),
+            t(
+                "{agent}, version {version}, pid {pid}",
+                agent=now.agent or t("not named yet"),
+                version=now.version,
+                pid=now.pid,
+            ),
+        ),
+        (t("collector"), f"{now.collector}: {t(now.uplink)}"),
+        (
+            t("last ack"),
+            t("{time} ago", time=_span(now.now_ms - now.last_ack_ms))
+            if now.last_ack_ms
+            else t("never since the start"),
+        ),
+        (
+            t("queue"),
+            t(
+                "{frames} frames, {bytes} bytes; {dropped} dropped",
+                frames=now.backlog_frames,
+                bytes=now.backlog_bytes,
+                dropped=now.dropped_frames,
+            ),
+        ),
+        (t("certificate"), _until(now.certificate_expires_ms, now.now_ms)),
+        (
+            t("watching"),
+            t(
+                "{targets} targets, {series} series; {overruns} overruns",
+                targets=now.targets,
+                series=now.series,
+                overruns=now.overruns,
+            ),
+        ),
     ]
-    for name, text in lines:
-        click.echo(f"{name + ':':<13}{text}")
     if now.certificate_problem:
-        click.echo(f"{'':<13}not renewed: {now.certificate_problem}")
+        lines.append((t("not renewed"), now.certificate_problem))
     if now.assignment_etag:
-        click.echo(f"{'assignment:':<13}{now.assignment_etag}")
-    for reason in now.refused:
-        click.echo(f"{'refused:':<13}{reason}")
-    for key, problem in sorted(now.problems.items()):
-        click.echo(f"{'problem:':<13}{key}: {problem}")
+        lines.append((t("assignment"), now.assignment_etag))
+    lines += [(t("refused"), reason) for reason in now.refused]
+    lines += [(t("problem"), f"{key}: {problem}") for key, problem in sorted(now.problems.items())]
+    for name, text in lines:
+        click.echo(f"{name}:{' ' * max(1, COLUMN - _width(name))}{text}")
     if not now.connected:
-        click.echo("the collector does not answer: what is measured waits in the queue", err=True)
+        click.echo(t("the collector does not answer: what is measured waits in the queue"), err=True)
 
 
-def _ago(ms: int) -> str:
+def _width(text: str) -> int:
+    """Columns on a terminal: ideographs take two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _span(ms: int) -> str:
     from tocsin_proto.units import Duration
 
     return str(Duration(max(0, ms) // 1000 * 1000))
@@ -335,11 +389,13 @@ def _ago(ms: int) -> str:
 
 def _until(expires_ms: int, now_ms: int) -> str:
     if not expires_ms:
-        return "unknown"
+        return t("unknown")
     day = datetime.fromtimestamp(expires_ms / 1000, UTC).date().isoformat()
     if expires_ms <= now_ms:
-        return f"expired on {day}: enrol again"
-    return f"good until {day}" + (", soon" if expires_ms - now_ms < CERTIFICATE_SOON_MS else "")
+        return t("expired on {day}: enrol again", day=day)
+    if expires_ms - now_ms < CERTIFICATE_SOON_MS:
+        return t("good until {day}, soon", day=day)
+    return t("good until {day}", day=day)
 
 
 def _print_json(ok: bool, data: Any, error: dict[str, Any] | None = None) -> None:

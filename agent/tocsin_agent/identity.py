@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from tocsin_agent.durable import remove_folder, sync_folder, write_atomic
+from tocsin_proto.words import Told
 
 PREFIX: Final = "tocsin1."
 TOKEN_CHARS_MAX: Final = 8192
@@ -34,11 +35,11 @@ LIFE_MS_ASSUMED: Final = 30 * 86_400_000  # of a certificate whose beginning is 
 log = structlog.get_logger()
 
 
-class EnrolError(Exception):
+class EnrolError(Told):
     """Not enrolled; the text says what to do. `refused`: by the collector, otherwise it was not reached or not asked."""
 
-    def __init__(self, text: str, *, refused: bool = False) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, /, *, refused: bool = False, **facts: object) -> None:
+        super().__init__(text, **facts)
         self.refused = refused
 
 
@@ -95,7 +96,7 @@ def parse_token(text: str) -> Token:
     if not text:
         raise EnrolError("the token is empty: give the file, or the text on standard input")
     if not text.startswith(PREFIX) or len(text) > TOKEN_CHARS_MAX:
-        raise EnrolError(f'this is no enrolment token: one begins with "{PREFIX}"; copy the whole line')
+        raise EnrolError('this is no enrolment token: one begins with "{prefix}"; copy the whole line', prefix=PREFIX)
     body = text.removeprefix(PREFIX)
     try:
         raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
@@ -137,7 +138,7 @@ def enrol(token_text: str, folder: Path, hostname: str, *, address: str = "", ma
         store(identity, folder)
     except OSError as exc:
         raise EnrolError(
-            f"{folder}: cannot be written ({exc.strerror}); the token is used up, ask for a new one"
+            "{path}: cannot be written ({why}); the token is used up, ask for a new one", path=folder, why=exc.strerror
         ) from exc
     return identity
 
@@ -152,15 +153,21 @@ def load(folder: Path) -> Identity | None:
     except FileNotFoundError as exc:
         if not (folder / ABOUT).exists():
             return None
-        raise EnrolError(f"{exc.filename}: missing; enrol again with a new token") from exc
+        raise EnrolError("{path}: missing; enrol again with a new token", path=exc.filename) from exc
     except OSError as exc:
-        raise EnrolError(f"{exc.filename}: {exc.strerror}; run as the user that enrolled") from exc
+        raise EnrolError("{path}: {why}; run as the user that enrolled", path=exc.filename, why=exc.strerror) from exc
     except msgspec.MsgspecError as exc:
-        raise EnrolError(f"{folder / ABOUT}: damaged ({exc}); enrol again with a new token") from exc
+        raise EnrolError("{path}: damaged ({why}); enrol again with a new token", path=folder / ABOUT, why=exc) from exc
     if os.name == "posix" and mode & 0o077:
-        raise EnrolError(f"{files / KEY}: readable by others; chmod 600 it, and enrol again if it may have been read")
+        raise EnrolError(
+            "{path}: readable by others; chmod 600 it, and enrol again if it may have been read", path=files / KEY
+        )
     if hashlib.sha256(pems[1]).hexdigest() != about.fingerprint:
-        raise EnrolError(f"{files / CERTIFICATE}: is not the certificate of {ABOUT}; enrol again with a new token")
+        raise EnrolError(
+            "{path}: is not the certificate of {about}; enrol again with a new token",
+            path=files / CERTIFICATE,
+            about=ABOUT,
+        )
     key_pem, certificate_pem, ca_pem = pems
     return Identity(
         about.agent, about.collector, about.not_after_ms, key_pem, certificate_pem, ca_pem, about.not_before_ms
@@ -224,17 +231,26 @@ def _explained(exc: Any, address: str) -> EnrolError:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         if "CERTIFICATE_VERIFY_FAILED" in detail or "Ssl handshake" in detail or "SSL_ERROR_SSL" in detail:
             return EnrolError(
-                f"{address}: answers with a certificate that the token's CA did not sign for this address; "
+                "{address}: answers with a certificate that the token's CA did not sign for this address; "
                 "check the address, or ask for a token of this collector",
                 refused=True,
+                address=address,
             )
-        return EnrolError(f"{address}: not reached ({detail}); check address, firewall and that the collector runs")
+        return EnrolError(
+            "{address}: not reached ({detail}); check address, firewall and that the collector runs",
+            address=address,
+            detail=detail,
+        )
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return EnrolError(
-            f"{address}: refuses the token ({detail}); it works once and for a limited time: ask for a new one",
+            "{address}: refuses the token ({detail}); it works once and for a limited time: ask for a new one",
             refused=True,
+            address=address,
+            detail=detail,
         )
-    return EnrolError(f"{address}: refuses ({code.name.lower()}: {detail})", refused=True)
+    return EnrolError(
+        "{address}: refuses ({code}: {detail})", refused=True, address=address, code=code.name.lower(), detail=detail
+    )
 
 
 def _pins(token: Token) -> bool:
@@ -249,7 +265,7 @@ def _pins(token: Token) -> bool:
 def _plain(name: str) -> str:
     """A name in this folder, whatever a damaged file says."""
     if not name.isalnum():
-        raise EnrolError(f"{ABOUT}: damaged; enrol again with a new token")
+        raise EnrolError("{path}: damaged; enrol again with a new token", path=ABOUT)
     return name
 
 
@@ -260,4 +276,6 @@ def _writable(folder: Path) -> None:
         write_atomic(folder / ".probe", b"")
         (folder / ".probe").unlink()
     except OSError as exc:
-        raise EnrolError(f"{folder}: cannot be written ({exc.strerror}); give a folder that this user owns") from exc
+        raise EnrolError(
+            "{path}: cannot be written ({why}); give a folder that this user owns", path=folder, why=exc.strerror
+        ) from exc

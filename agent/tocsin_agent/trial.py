@@ -4,6 +4,7 @@ Not the sampler: nothing is stored and nothing is sent. Invariant: one probe's f
 """
 
 import asyncio
+from collections.abc import Callable
 
 import click
 import msgspec
@@ -58,17 +59,25 @@ async def _try(one: Target) -> Result:
     return Result(one.key, round((loop.time() - started_s) * 1000, 1), problem, measurements, events, identity)
 
 
-def show(results: list[Result]) -> None:
+def show(results: list[Result], t: Callable[..., str]) -> None:
+    """On the terminal; `t` translates."""
     for result in results:
-        click.echo(f"{result.probe}: {len(result.measurements)} values in {result.duration_ms:g} ms")
+        click.echo(
+            t(
+                "{probe}: {count} values in {ms} ms",
+                probe=result.probe,
+                count=len(result.measurements),
+                ms=f"{result.duration_ms:g}",
+            )
+        )
         for name, value in sorted(result.identity.items()):
             click.echo(f"  {name}: {value}")
         for one in result.measurements:
             click.echo(f"  {_series_text(one)} = {_value_text(one)}")
         for event in result.events:
-            click.echo(f"  event {event.name}: {event.text}")
+            click.echo("  " + t("event {name}: {text}", name=event.name, text=event.text))
         if result.problem is not None:
-            click.echo(f"  problem: {result.problem}", err=True)
+            click.echo(f"  {t('problem')}: {result.problem}", err=True)
 
 
 def _series_text(one: Measurement) -> str:

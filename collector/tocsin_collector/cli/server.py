@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tocsin_collector.i18n import DOMAIN, LOCALE, N_
 from tocsin_proto import exits
+from tocsin_proto.words import Told, Words, localize
 
 if TYPE_CHECKING:
     from tocsin_collector.config import CollectorConfig, Paths
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 EXTRA = "pip install 'tocsin[collector]'"
 PASSWORD_FILE_BYTES_MAX = 4096
+WORDS = Words(DOMAIN, LOCALE)
+t = WORDS.t
+# What `init` makes.
+PARTS = (N_("settings"), N_("registry"), N_("rules"), N_("secrets"), N_("certificate authority"), N_("store"))
+PARTS += (N_("administrator"),)
 
 config_option = click.option(
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="The settings file, collector.toml."
@@ -38,11 +45,11 @@ state_option = click.option(
 )
 
 
-class Failure(Exception):
+class CommandError(Told):
     """Ends the command with `code`. The text says where, what, and what would be right."""
 
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
+    def __init__(self, code: int, text: str, /, **facts: object) -> None:
+        super().__init__(text, **facts)
         self.code = code
 
 
@@ -77,12 +84,19 @@ def init(file: Path | None, state: Path | None, names: tuple[str, ...], admin: s
         settings = foundation.write_settings(file, str(state.absolute()) if state else "", wanted)
         loaded, paths = _load(file, state)
         if not loaded.value.names:
-            raise Failure(
-                f"{file}: names: missing, write names = {_toml(wanted)} and run `init` again", exits.EX_CONFIG
+            raise CommandError(
+                exits.EX_CONFIG,
+                "{file}: names: missing, write names = {names} and run `init` again",
+                file=file,
+                names=_toml(wanted),
             )
         if names and set(names) != set(loaded.value.names):
-            there = f"{loaded.origin('names')}: names: the file says {_toml(loaded.value.names)}"
-            raise Failure(f"{there}; change it there and run `init` again", exits.PROBLEM)
+            raise CommandError(
+                exits.PROBLEM,
+                "{place}: names: the file says {names}; change it there and run `init` again",
+                place=loaded.origin("names"),
+                names=_toml(loaded.value.names),
+            )
         laid = asyncio.run(
             foundation.lay(
                 loaded.value, paths, admin=admin, password=password, clock=lambda: time.time_ns() // 1_000_000
@@ -129,7 +143,13 @@ def check(file: Path | None, state: Path | None, print_effective: bool) -> None:
                 click.echo(f"# rule {rule.id}: {rule.metric}, {'built in' if rule.is_built_in else paths.rules}")
         registry = config.registry
         click.echo(
-            f"{paths.file}: sound; {len(registry.sites)} sites, {len(registry.devices)} devices, {len(config.rules)} rules",
+            t(
+                "{file}: sound; {sites} sites, {devices} devices, {rules} rules",
+                file=paths.file,
+                sites=len(registry.sites),
+                devices=len(registry.devices),
+                rules=len(config.rules),
+            ),
             err=True,
         )
 
@@ -141,6 +161,8 @@ def version() -> None:
 
 
 def main() -> None:
+    WORDS.use()
+    localize(cli, WORDS)
     try:
         cli.main(prog_name="tocsin-collector", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -152,8 +174,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
-    except Failure as error:
-        click.echo(f"tocsin-collector: {error}", err=True)
+    except CommandError as error:
+        click.echo(f"tocsin-collector: {WORDS.of(error)}", err=True)
         sys.exit(error.code)
 
 
@@ -176,17 +198,17 @@ def _failing() -> Iterator[None]:
     """What the world does wrong, as one clear message and a code. Our own mistakes keep their traceback."""
     try:
         yield
-    except Failure:
+    except CommandError:
         raise
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tocsin"):
             raise
-        raise Failure(f"{error.name} is not installed: {EXTRA}", exits.USAGE) from error
+        raise CommandError(exits.USAGE, "{name} is not installed: {install}", name=error.name, install=EXTRA) from error
     except Exception as error:
         code = next((EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES), None)
         if code is None:
             raise
-        raise Failure(str(error), code) from error
+        raise CommandError(code, WORDS.of(error)) from error
 
 
 def _file(file: Path | None, state: Path | None) -> Path:
@@ -206,8 +228,13 @@ def _load(file: Path, state: Path | None) -> "tuple[Loaded[CollectorConfig], Pat
     paths = config.paths(loaded.value, file, os.environ, is_root=_is_root())
     if state is not None and state.absolute() != paths.state:
         if loaded.is_written("state"):
-            there = f"{loaded.origin('state')}: state: the file says {paths.state}, the command {state.absolute()}"
-            raise Failure(f"{there}; name one of the two", exits.EX_CONFIG)
+            raise CommandError(
+                exits.EX_CONFIG,
+                "{place}: state: the file says {written}, the command {said}; name one of the two",
+                place=loaded.origin("state"),
+                written=paths.state,
+                said=state.absolute(),
+            )
         paths = config.paths(config.with_state(loaded.value, state.absolute()), file, os.environ, is_root=_is_root())
     return loaded, paths
 
@@ -222,15 +249,20 @@ def _password(file: Any) -> str:
         return ""
     raw: bytes = file.read(PASSWORD_FILE_BYTES_MAX + 1)
     if len(raw) > PASSWORD_FILE_BYTES_MAX:
-        raise Failure(
-            f"{file.name}: has more than {PASSWORD_FILE_BYTES_MAX} bytes, it should hold one line", exits.USAGE
+        raise CommandError(
+            exits.USAGE,
+            "{file}: has more than {count} bytes, it should hold one line",
+            file=file.name,
+            count=PASSWORD_FILE_BYTES_MAX,
         )
     try:
         password = raw.decode().splitlines()[0].strip() if raw.strip() else ""
     except UnicodeDecodeError as error:
-        raise Failure(f"{file.name}: is not UTF-8, it should hold one line of text", exits.USAGE) from error
+        raise CommandError(
+            exits.USAGE, "{file}: is not UTF-8, it should hold one line of text", file=file.name
+        ) from error
     if not password:
-        raise Failure(f"{file.name}: is empty, its first line is the password", exits.USAGE)
+        raise CommandError(exits.USAGE, "{file}: is empty, its first line is the password", file=file.name)
     return password
 
 
@@ -243,11 +275,13 @@ def _toml(names: tuple[str, ...]) -> str:
 def _tell(laid: "Foundation", config: "CollectorConfig", file: Path, admin: str) -> None:
     """One block: what was made, what was there, what to do next."""
     for made in laid.made:
-        click.echo(f"{'made ' if made.is_new else 'there'}  {made.what}: {made.where}")
+        said = t("made   {what}: {where}") if made.is_new else t("there  {what}: {where}")
+        click.echo(said.format(what=t(made.what), where=made.where))
     if laid.password:
-        click.echo(f"\nPassword of {admin}, shown this once: {laid.password}")
+        click.echo("\n" + t("Password of {admin}, shown this once: {password}", admin=admin, password=laid.password))
     if any(made.is_new for made in laid.made):
         page = config.web.url or f"http://{config.web.listen}"
-        click.echo(f"\nNext: tocsin-collector run --config {file}\nthen log in at {page}, or: tocsin login {page}")
+        click.echo("\n" + t("Next: {command}", command=f"tocsin-collector run --config {file}"))
+        click.echo(t("then log in at {page}, or: {command}", page=page, command=f"tocsin login {page}"))
     else:
-        click.echo("\nEverything is there already; nothing was changed.")
+        click.echo("\n" + t("Everything is there already; nothing was changed."))
