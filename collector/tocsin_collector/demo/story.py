@@ -268,7 +268,8 @@ class Story:
 
     def _disk_is(self, ratio: float) -> bool:
         values = self._items(f"/hosts/{plant.SERVER}/values", metric="disk.used_ratio")
-        return any(one["labels"]["mount"] == plant.MOUNT and abs(one["value"] - ratio) < 0.001 for one in values)
+        now = [one["value"] for one in values if one["labels"]["mount"] == plant.MOUNT]
+        return any(value is not None and abs(value - ratio) < 0.001 for value in now)
 
     def _items(self, path: str, **query: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._get(path, **query)["items"]
