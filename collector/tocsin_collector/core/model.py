@@ -273,6 +273,13 @@ class SeriesAdded(Record, frozen=True, tag="series"):
     interval_ms: int = 0
 
 
+class SeriesMoved(Record, frozen=True, tag="moved"):
+    """Another agent reports the series from here on."""
+
+    id: int
+    agent: str
+
+
 class LayoutAdded(Record, frozen=True, tag="layout"):
     """The series ids of a layout, in its order (-1: not the agent's to speak for), to read frames after a restart."""
 
@@ -335,7 +342,7 @@ class CommandAnswer(Record, frozen=True, tag="answer"):
     error: str = ""
 
 
-Effect = SeriesAdded | LayoutAdded | IncidentChanged | Splice | Notice | Refused | GapSeen | CommandAnswer
+Effect = SeriesAdded | SeriesMoved | LayoutAdded | IncidentChanged | Splice | Notice | Refused | GapSeen | CommandAnswer
 
 
 class Truth(Record, frozen=True):
