@@ -52,7 +52,8 @@ def collector_texts() -> Iterator[tuple[str, str]]:
 
 
 def agent_texts() -> Iterator[tuple[str, str]]:
-    from tocsin_agent.cli import UPLINK_STATES, cli
+    from tocsin_agent.cli import cli
+    from tocsin_agent.status_view import UPLINK_STATES
 
     yield from command_texts("cli.py", cli)
     yield from (("uplink.py", text) for text in UPLINK_STATES)
@@ -113,9 +114,9 @@ def merged(code: str, texts: Catalog, source: Source = COLLECTOR) -> Catalog:
     catalogue.header_comment = HEADER.strip()
     catalogue.project, catalogue.version = "Tocsin", "1"
     catalogue.msgid_bugs_address = catalogue.last_translator = catalogue.language_team = "Tocsin"
-    catalogue.creation_date = catalogue.revision_date = SINCE  # a date that moves would change the file with every run
     catalogue.fuzzy = False
     catalogue.update(texts, no_fuzzy_matching=True)
+    catalogue.creation_date = catalogue.revision_date = SINCE  # a date that moves would change the file with every run
     catalogue.obsolete.clear()
     return catalogue
 

@@ -24,13 +24,14 @@ from tocsin_agent.credentials import Credentials
 from tocsin_agent.daemon_thread import DaemonCall
 from tocsin_agent.devices import Devices
 from tocsin_agent.identity import FOLDER, Identity
-from tocsin_agent.link import Facts, Link
+from tocsin_agent.link import Link
 from tocsin_agent.probes import HOST_PROBES, probe_class
 from tocsin_agent.release import version
 from tocsin_agent.renewer import Renewer
 from tocsin_agent.sampler import BEAT_MS_MAX, Sampler, Target, target
 from tocsin_agent.spool import Spool
 from tocsin_agent.uplink import Hooks, Uplink
+from tocsin_agent.wishes import Facts
 from tocsin_proto import exits, logs
 from tocsin_proto.records import Assignment, ProbeAnswer, ProbeRequest
 from tocsin_proto.settings import Loaded, SettingsError

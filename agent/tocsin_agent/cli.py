@@ -8,10 +8,8 @@ import asyncio
 import os
 import socket
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +23,6 @@ from tocsin_proto.words import Told, Words, localize
 if TYPE_CHECKING:
     from tocsin_agent.config import AgentSettings
     from tocsin_agent.sampler import Target
-    from tocsin_agent.status import Status
     from tocsin_proto.settings import Loaded
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,10 +30,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXTRA = "pip install tocsin[agent]"
 WORDS = Words("tocsin-agent", Path(__file__).parent / "locale")
 t = WORDS.t
-# What the uplink says of itself, where it is no sentence of the collector's.
-UPLINK_STATES = ("connected", "connecting", "not started", "waiting for welcome")
-COLUMN = 12  # of the names in `status`
-CERTIFICATE_SOON_MS = 7 * 86_400_000  # it is renewed ten days before
 
 
 def common(command: F) -> F:
@@ -165,6 +158,7 @@ def status(path: Path | None, state: Path | None, as_json: bool) -> None:
     """What the running agent does: connection, queue, last ack, certificate, failing probes."""
     folder = _state(path or _default_path(), state)
     from tocsin_agent import status as running
+    from tocsin_agent import status_view
 
     try:
         now = running.ask(folder)
@@ -176,7 +170,7 @@ def status(path: Path | None, state: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json(now.connected, now)
     else:
-        _print_status(now)
+        status_view.show(now, t)
     sys.exit(exits.OK if now.connected else exits.UNREACHABLE)
 
 
@@ -324,78 +318,6 @@ def _names(one: "Target") -> tuple[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------------ output
-
-
-def _print_status(now: "Status") -> None:
-    lines = [
-        (
-            t("agent"),
-            t(
-                "{agent}, version {version}, pid {pid}",
-                agent=now.agent or t("not named yet"),
-                version=now.version,
-                pid=now.pid,
-            ),
-        ),
-        (t("collector"), f"{now.collector}: {t(now.uplink)}"),
-        (
-            t("last ack"),
-            t("{time} ago", time=_span(now.now_ms - now.last_ack_ms))
-            if now.last_ack_ms
-            else t("never since the start"),
-        ),
-        (
-            t("queue"),
-            t(
-                "{frames} frames, {bytes} bytes; {dropped} dropped",
-                frames=now.backlog_frames,
-                bytes=now.backlog_bytes,
-                dropped=now.dropped_frames,
-            ),
-        ),
-        (t("certificate"), _until(now.certificate_expires_ms, now.now_ms)),
-        (
-            t("watching"),
-            t(
-                "{targets} targets, {series} series; {overruns} overruns",
-                targets=now.targets,
-                series=now.series,
-                overruns=now.overruns,
-            ),
-        ),
-    ]
-    if now.certificate_problem:
-        lines.append((t("not renewed"), now.certificate_problem))
-    if now.assignment_etag:
-        lines.append((t("assignment"), now.assignment_etag))
-    lines += [(t("refused"), reason) for reason in now.refused]
-    lines += [(t("problem"), f"{key}: {problem}") for key, problem in sorted(now.problems.items())]
-    for name, text in lines:
-        click.echo(f"{name}:{' ' * max(1, COLUMN - _width(name))}{text}")
-    if not now.connected:
-        click.echo(t("the collector does not answer: what is measured waits in the queue"), err=True)
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: ideographs take two."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _span(ms: int) -> str:
-    from tocsin_proto.units import Duration
-
-    return str(Duration(max(0, ms) // 1000 * 1000))
-
-
-def _until(expires_ms: int, now_ms: int) -> str:
-    if not expires_ms:
-        return t("unknown")
-    day = datetime.fromtimestamp(expires_ms / 1000, UTC).date().isoformat()
-    if expires_ms <= now_ms:
-        return t("expired on {day}: enrol again", day=day)
-    if expires_ms - now_ms < CERTIFICATE_SOON_MS:
-        return t("good until {day}, soon", day=day)
-    return t("good until {day}", day=day)
 
 
 def _print_json(ok: bool, data: Any, error: dict[str, Any] | None = None) -> None:

@@ -19,6 +19,7 @@ from tocsin_agent.generation import Generation
 from tocsin_agent.remains import entry_of, hole, joined
 from tocsin_agent.segments import Entry
 from tocsin_agent.spool import Spool
+from tocsin_agent.wishes import Counters, Deliver, Facts, Reconnect, Send, Stop, Wish
 from tocsin_proto.codec import WireError, decode_frame, encode_agent, wrap_frame
 from tocsin_proto.records import (
     CREDIT_BYTES,
@@ -52,65 +53,6 @@ SAYINGS_MAX: Final = 16
 RECONNECT_MS_MAX: Final = 600_000
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a Hello says of this agent besides its spool."""
-
-    version: str
-    hostname: str = ""
-    capabilities: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """An encoded AgentMessage for the stream."""
-
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """For the rest of the agent."""
-
-    message: Assignment | ProbeRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnect:
-    """End this stream, open another one. `failed`: with back-off; otherwise after `after_ms`."""
-
-    reason: str
-    after_ms: int = 0
-    failed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Do not come back: the collector does not know this agent any more."""
-
-    reason: str
-
-
-Wish = Send | Deliver | Reconnect | Stop
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the agent's start."""
-
-    frames_sent: int = 0
-    bytes_sent: int = 0
-    pulses_sent: int = 0
-    gaps_told: int = 0  # holes found only while sending
-    acks: int = 0
-    nacks: int = 0
-    rejected: int = 0
-    poisoned: int = 0
-    protocol_errors: int = 0
-    last_ack_ms: int = 0  # agent's clock; 0: never
-    last_reject: str = ""
 
 
 class _Flight(NamedTuple):

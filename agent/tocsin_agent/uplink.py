@@ -14,7 +14,8 @@ import grpc.aio
 import structlog
 
 from tocsin_agent.identity import Identity
-from tocsin_agent.link import ANSWER_WITHIN_MS, Deliver, Link, Reconnect, Send, Stop, Wish
+from tocsin_agent.link import ANSWER_WITHIN_MS, Link
+from tocsin_agent.wishes import Deliver, Reconnect, Send, Stop, Wish
 from tocsin_proto.codec import WireError, decode_collector
 from tocsin_proto.records import Assignment, AssignmentReport, Clock, ProbeAnswer, ProbeRequest
 

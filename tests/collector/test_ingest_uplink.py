@@ -9,9 +9,10 @@ import msgspec
 from tests.support.ingest_rig import PATIENCE_S, Credentials, Rig, clock_record, frame, rig
 
 from tocsin_agent.identity import Identity
-from tocsin_agent.link import Facts, Link
+from tocsin_agent.link import Link
 from tocsin_agent.spool import Spool
 from tocsin_agent.uplink import Hooks, Uplink
+from tocsin_agent.wishes import Facts
 from tocsin_collector.ingest.server import IngestConfig, IngestServer
 from tocsin_proto import records
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tocsin_agent.link import Facts, Link, Reconnect, Send, Stop, Wish
+from tocsin_agent.link import Link
 from tocsin_agent.spool import Spool
+from tocsin_agent.wishes import Facts, Reconnect, Send, Stop, Wish
 from tocsin_proto import records as r
 from tocsin_proto.codec import decode_agent, layout_id, pack_floats
 
