@@ -1,8 +1,11 @@
 """The laws hold in every simulated run, and bugs that are planted do not get through."""
 
+import logging
 import re
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from tests.sim.planted import PLANTED
 from tests.sim.run import Broken, play
 
@@ -20,6 +23,14 @@ SAMPLED = range(1_000, 1_500)
 SAMPLED_BLOCK = 20
 SOAK = range(10_000, 20_000)
 SOAK_BLOCK = 200
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """A run logs thousands of lines, as it should; nobody reads them, and a failure tells its own story."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
