@@ -14,9 +14,10 @@ from tests.sim.network import AGENT, COLLECTOR, Connection, End, Network
 from tests.sim.plant import SAMPLE_MS, Plant, Signal
 
 from tocsin_agent.framer import Framer
-from tocsin_agent.link import Facts, Link, Reconnect, Send, Wish
+from tocsin_agent.link import Link
 from tocsin_agent.spool import Spool
 from tocsin_agent.uplink import SUSPICIOUS
+from tocsin_agent.wishes import Facts, Reconnect, Send, Wish
 from tocsin_proto.codec import decode_collector
 from tocsin_proto.records import Ack, Clock, Frame, Heartbeat
 

@@ -23,11 +23,15 @@ from tocsin_collector.store.base import Statements, Transaction
 
 
 class Planted(NamedTuple):
-    """law: what must notice it. within: so many seeds at most. plant: puts it in place while the context lasts."""
+    """law: what must notice it. within: so many seeds from `first` on at most. plant: puts it in place.
+
+    first: near a seed that shows it, so that the test need not play many that do not.
+    """
 
     law: str
     within: int
     plant: Callable[[], AbstractContextManager[Flaws]]
+    first: int = 0
 
 
 class _PromisesEarly(Batcher):
@@ -125,12 +129,14 @@ PLANTED = {
     "ack before commit": Planted("L1", 10, lambda: _flaws(batcher=_PromisesEarly)),
     "no high-water check": Planted("L2", 10, lambda: _flaws(batcher=_AdmitsAll)),
     "replay that emits": Planted("L3|L5", 10, lambda: _patched(recovery, "_replay", _replay_and_emit)),
-    "spool id used again after an unclean start": Planted("L2", 30, lambda: _flaws(open_spool=_GoesOn.open)),
+    "spool id used again after an unclean start": Planted("L2", 30, lambda: _flaws(open_spool=_GoesOn.open), first=17),
     "silence judged while the collector was down": Planted(
         "causeless", 10, lambda: _patched(Engine, "_tick", _tick_without_holes)
     ),
     "welcome from what is admitted, not durable": Planted("L1", 10, lambda: _flaws(batcher=_PromisesAdmitted)),
     "marks forgotten at a restart": Planted("L2", 10, lambda: _flaws(batcher=_ForgetsMarks)),
-    "late messages move event time": Planted("L3", 60, lambda: _patched(Agent, "_settled", lambda self, mono: mono)),
+    "late messages move event time": Planted(
+        "L3", 60, lambda: _patched(Agent, "_settled", lambda self, mono: mono), first=50
+    ),
     "suppression forgotten": Planted("L5", 20, lambda: _patched(Topology, "explained_by", lambda self, device: "")),
 }
