@@ -25,13 +25,13 @@ from tocsin_proto.records import Clock, Frame, Layout, Section
 AGENT = "edge-1"
 START_MS = 1_800_000_000_000
 STEP_MS = 1_000
-STRETCHES = 8
+STRETCHES = 25
 
 T = TypeVar("T")
 
 
 def run(*, quick: bool) -> dict[str, Any]:
-    samples = 200_000 if quick else 1_000_000
+    samples = 500_000 if quick else 1_000_000
     rules = rules_file.read(Path("/nonexistent"))  # the built-in ones
     figures: dict[str, Any] = {
         "quiet_200_msps": _engine(rules, 200, 0.0, samples),
@@ -56,7 +56,7 @@ def _frames(layout: Layout, active: float, count: int) -> Iterator[Frame]:
     counters = np.full(samples // 5, 1_000_000, np.uint64)
     for seq in range(1, count + 1):
         at_ms = START_MS + seq * STEP_MS
-        counters += np.uint64(1_500)
+        counters[::2] += np.uint64(1_500)  # errors, every other one, stay what they are
         section = Section(layout.id, at_ms, phases[seq % len(phases)], counters.tobytes())
         layouts = (layout,) if seq == 1 else ()
         yield Frame(seq, seq - 1, Clock(at_ms, seq * STEP_MS, 1), layouts, (section,))

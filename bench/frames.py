@@ -19,7 +19,7 @@ MONO_FROM_MS = 1 << 22
 PHASES = 40  # different sets of values, one after the other, and then again
 FULL, ROOMY = 0.99, 0.5  # of a filesystem: beyond the critical level of the built-in rule, and far below any
 UP, DOWN = 1.0, 2.0  # of an interface
-FLAP_EVERY = 64  # frames between two changes of the interface that flaps
+FLAP_EVERY, FLAP_FRAMES = 128, 8  # frames: how often the interface that flaps goes down, and for how long
 BOOT = 77
 
 
@@ -123,7 +123,7 @@ class Source:
     def _values(self, seq: int) -> "memoryview[int]":
         body = self._bodies[seq % PHASES]
         if self._flaps:
-            body[self._state] = DOWN if seq // FLAP_EVERY % 2 else UP
+            body[self._state] = DOWN if seq % FLAP_EVERY < FLAP_FRAMES else UP
         return memoryview(body).cast("B")
 
     def _frame(self, seq: int, at_ms: int) -> Frame:

@@ -9,10 +9,9 @@ that of the highest raised level. A NaN or an infinity is no value: counted, and
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tocsin_collector.core.model import Level, Record, Rule, Severity
 from tocsin_collector.core.rules import RuleSet, is_breached, is_cleared
@@ -21,7 +20,8 @@ from tocsin_proto.records import SeriesKind
 
 IDLE, PENDING, RAISED, CLEARING = 0, 1, 2, 3
 NEVER_MS = 1 << 62
-FEW = 16  # elements of an array that are read one by one
+
+GONE_MS = 3_600_000
 
 WRAP_32 = 1 << 32
 WRAP_32_FROM = 1 << 31  # a 32-bit counter that falls from above here has wrapped; from below, it was reset
@@ -92,67 +92,53 @@ class Detector:
 
     # ---------------------------------------------------------------------------------------- whole sections at once
 
-    def gauges(self, ids: Span | Ints, values: Floats, at_ms: int | Ints) -> None:
-        """Samples of distinct series. values: (n,) in the order of `ids`; at_ms: one event time, or (n,)."""
+    def section(self, ids: Span, values: Floats, raw: Counts, at_ms: int) -> None:
+        """One sample of each series of a whole layout: the gauges' values, then the counters' readings."""
         c = self.catalogue
-        if type(ids) is not Span or type(at_ms) is not int:
-            self._few_gauges(_listed(ids), values, at_ms)
-            return
         ids.look(c)
-        quiet, test = ids.quiet, ids.test
-        np.less_equal(values, ids.high, quiet)
-        np.logical_and(quiet, np.greater_equal(values, ids.low, test), quiet)
+        quiet, test, numbers = ids.quiet, ids.test, values
+        if len(raw):
+            numbers = ids.numbers
+            ids.measured[:] = values
+            np.copyto(ids.rates, _rate(raw, ids.counter_raw, at_ms - ids.counter_last_ms))
+        np.less_equal(numbers, ids.high, quiet)
+        np.logical_and(quiet, np.greater_equal(numbers, ids.low, test), quiet)
         np.logical_and(quiet, np.less(ids.last_ms, at_ms, test), quiet)
         np.logical_and(quiet, np.logical_not(ids.flags, test), quiet)
+        if len(raw):
+            np.logical_and(ids.counted, np.greater_equal(raw, ids.counter_raw, ids.rose), ids.counted)
         loud = _loud(quiet, ids.start)
+        if not loud:
+            ids.last_ms.fill(at_ms)
+            ids.value[:] = numbers
+            ids.counter_raw[:] = raw
+            return
         kept = self._kept(loud)
         ids.last_ms.fill(at_ms)
-        ids.value[:] = values
-        if loud:
-            self._give_back(loud, kept)
-            for sid, value in zip(loud, _at(values, loud, ids.start), strict=True):
-                self._sample(sid, value, at_ms)
+        ids.value[:] = numbers
+        ids.counter_raw[:] = raw
+        self._give_back(kept)
+        for sid in loud:
+            place = sid - ids.start
+            if place < ids.gauges_n:
+                self._sample(sid, values.item(place), at_ms)
+            else:
+                self._reading(sid, raw.item(place - ids.gauges_n), at_ms)
 
-    def counters(self, ids: Span | Ints, raw: Counts, at_ms: int | Ints) -> None:
-        """Readings of distinct counters: (n,) uint64. They become rates per second."""
-        c = self.catalogue
-        if type(ids) is not Span or type(at_ms) is not int:
-            self._few_counters(_listed(ids), raw, at_ms)
-            return
-        ids.look(c)
-        quiet, test = ids.quiet, ids.test
-        elapsed = at_ms - ids.last_ms
-        rate = _rate(raw, ids.raw, elapsed)
-        np.greater_equal(raw, ids.raw, quiet)
-        np.logical_and(quiet, np.less_equal(rate, ids.high, test), quiet)
-        np.logical_and(quiet, np.greater_equal(rate, ids.low, test), quiet)
-        np.logical_and(quiet, np.greater(elapsed, _ZERO, test), quiet)
-        np.logical_and(quiet, np.logical_not(ids.flags, test), quiet)
-        loud = _loud(quiet, ids.start)
-        kept, raws = self._kept(loud), [c.m_raw[sid] for sid in loud]
-        ids.last_ms.fill(at_ms)
-        ids.value[:] = rate
-        ids.raw[:] = raw
-        if loud:
-            self._give_back(loud, kept)
-            for sid, before in zip(loud, raws, strict=True):
-                c.m_raw[sid] = before
-            for sid, reading in zip(loud, _at(raw, loud, ids.start), strict=True):
-                self._reading(sid, reading, at_ms)
-
-    def _kept(self, sids: list[int]) -> list[tuple[int, float]]:
+    def _kept(self, sids: list[int]) -> list[tuple[int, int, float, int]]:
         """What the loud series hold: a whole section is written at once, and they get theirs back before they are looked at."""
         c = self.catalogue
-        return [(c.m_last_ms[sid], c.m_value[sid]) for sid in sids]
+        return [(sid, c.m_last_ms[sid], c.m_value[sid], c.m_raw[sid]) for sid in sids]
 
-    def _give_back(self, sids: list[int], kept: list[tuple[int, float]]) -> None:
+    def _give_back(self, kept: list[tuple[int, int, float, int]]) -> None:
         c = self.catalogue
-        for sid, (last_ms, value) in zip(sids, kept, strict=True):
+        for sid, last_ms, value, raw in kept:
             c.m_last_ms[sid] = last_ms
             c.m_value[sid] = value
+            c.m_raw[sid] = raw
 
-    def _few_gauges(self, ids: Ints, values: Floats, at_ms: int | Ints) -> None:
-        """The same for scattered series, or samples with times of their own."""
+    def gauges(self, ids: Ints, values: Floats, at_ms: int | Ints) -> None:
+        """The same for scattered series, or samples with times of their own. values: (n,) in the order of `ids`."""
         c = self.catalogue
         quiet = values <= c.high[ids]
         quiet &= values >= c.low[ids]
@@ -163,7 +149,8 @@ class Detector:
         for sid, value, when in zip(ids[loud].tolist(), values[loud].tolist(), _times(at_ms, loud), strict=True):
             self._sample(sid, value, when)
 
-    def _few_counters(self, ids: Ints, raw: Counts, at_ms: int | Ints) -> None:
+    def counters(self, ids: Ints, raw: Counts, at_ms: int | Ints) -> None:
+        """Readings of distinct counters: (n,) uint64. They become rates per second."""
         c = self.catalogue
         before = c.raw[ids]
         elapsed = at_ms - c.last_ms[ids]
@@ -219,6 +206,8 @@ class Detector:
             self.bad_values += 1
             return
         before = c.m_value[sid]
+        if c.m_flags[sid] & ACTIVE and at_ms - c.m_last_ms[sid] > self.gone_ms(sid):
+            self.gone(sid)
         c.m_last_ms[sid] = at_ms
         c.m_value[sid] = value
         c.m_flags[sid] &= ~FRESH & 0xFF
@@ -235,14 +224,20 @@ class Detector:
 
     def _judge(self, sid: int, index: int, value: float, before: float, at_ms: int) -> bool:
         """One rule against one value; True while the rule has something to remember."""
-        rule = self.set.rules[index]
-        slot = self.slots.get((sid, index))
+        rule, band = self.set.rules[index], self.set.bands[index]
+        key = (sid, index)
+        slot = self.slots.get(key)
+        is_inside = band is not None and band[0] <= value <= band[1]
         if slot is None:
-            slot = Slot(len(rule.levels), before)
-            if not any(_is_beyond(level, value, slot, number) for number, level in enumerate(rule.levels)):
+            if is_inside:
                 return False  # nothing to remember, and nothing begins
+            slot = Slot(len(rule.levels), before)
         elif slot.end_ms < at_ms:
             self._run(slot, rule, sid, index, at_ms - 1, value)
+        elif is_inside and max(slot.phase) < RAISED:
+            del self.slots[key]  # what was pending has not lasted
+            self._undue(sid, key)
+            return False
         if value != before:
             slot.before = before
         was, is_beyond = slot.top(), False
@@ -337,13 +332,33 @@ class Detector:
             if self._keep(sid, index, slot, rule):
                 self._flag(sid, True)
 
+    def gone_ms(self, sid: int) -> int:
+        """How long after its last sample a series that its living agent no longer reports is gone."""
+        return max(GONE_MS, 3 * self.catalogue.info[sid].interval_ms)
+
+    def gone(self, sid: int) -> None:
+        """Nobody reports the series any more (unmounted, unplugged, retired): what it had raised ends, at its own time."""
+        end_ms = self.catalogue.m_last_ms[sid] + self.gone_ms(sid)
+        for index in self.catalogue.rules[sid]:
+            if not any(level.no_data_ms for level in self.set.rules[index].levels):
+                self.forget(sid, index, end_ms)
+
+    def step_back(self, now_ms: int) -> None:
+        """The collector's clock was set back: no sample and no timer of the future stands in the way of the present."""
+        np.minimum(self.catalogue.last_ms, now_ms, self.catalogue.last_ms)
+        for (sid, index), slot in list(self.slots.items()):
+            slot.since = [min(since, now_ms) for since in slot.since]
+            self._keep(sid, index, slot, self.set.rules[index])
+
     def adopt(self, rules: RuleSet, kept: dict[int, int]) -> None:
-        """Put another rule set in force. kept: old index -> new index of the rules whose memory stays valid."""
-        self.set = rules
+        """Put another rule set in force. kept: old index -> new index of the rules that are still there."""
+        before, self.set = self.set, rules
         slots, self.slots, self.due = self.slots, {}, {}
         for (sid, index), slot in slots.items():
             if index in kept:
-                self._keep(sid, kept[index], slot, rules.rules[kept[index]])
+                rule = rules.rules[kept[index]]
+                _refit(slot, before.rules[index], rule)
+                self._keep(sid, kept[index], slot, rule)
 
     def move(self, sid: int, agent: str) -> None:
         """Another agent reports the series from here on: its timers run on that agent's time."""
@@ -416,8 +431,22 @@ class Detector:
             self._flag(state.sid, True)
 
 
+def _refit(slot: Slot, before: Rule, after: Rule) -> None:
+    """An edited rule goes on where it was: a raised finding stays raised, and the next sample judges it by the new levels."""
+    if before.levels == after.levels:
+        return
+    old = {level.severity: number for number, level in enumerate(before.levels)}
+    top = slot.top()
+    rank = before.levels[top].severity.rank if top >= 0 else 0
+    phase, since = list(slot.phase), list(slot.since)
+    slot.phase = [phase[old[level.severity]] if level.severity in old else IDLE for level in after.levels]
+    slot.since = [since[old[level.severity]] if level.severity in old else 0 for level in after.levels]
+    for number, level in enumerate(after.levels):
+        if rank and (level.severity.rank <= rank or number == 0) and slot.phase[number] < RAISED:
+            slot.phase[number], slot.since[number] = RAISED, since[top]
+
+
 # 0-d arrays: NumPy looks at a Python number anew in every call.
-_ZERO = np.array(0, np.int64)
 _ONE = np.array(1, np.int64)
 _PER_SECOND = np.array(1000.0)
 
@@ -438,16 +467,6 @@ def _loud(quiet: Flags, start: int) -> list[int]:
         found.append(start + place)
         place = mask.find(0, place + 1)
     return found
-
-
-def _at(numbers: NDArray[Any], sids: list[int], start: int) -> list[Any]:
-    if len(sids) < FEW:
-        return [numbers.item(sid - start) for sid in sids]
-    return numbers[np.array(sids) - start].tolist()  # type: ignore[no-any-return]
-
-
-def _listed(ids: Span | Ints) -> Ints:
-    return np.arange(ids.start, ids.stop) if isinstance(ids, Span) else ids
 
 
 def _times(at_ms: int | Ints, places: Ints) -> list[int]:

@@ -29,15 +29,18 @@ NO_RULES = Compiled((), -QUIET_MAX, QUIET_MAX, False, False)
 
 
 class RuleSet:
-    """Rules by metric, so that a new series looks at the few that can match."""
+    """Rules by metric, so that a new series looks at the few that can match. bands: see `_band`."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
+        self.bands = tuple(_band(rule) for rule in self.rules)
         self._by_metric: dict[str, list[int]] = {}
         for index, rule in enumerate(self.rules):
             self._by_metric.setdefault(rule.metric, []).append(index)
 
     def compile(self, series: SeriesAdded, device: Device | None) -> Compiled:
+        if device is None:
+            return NO_RULES  # not in the registry (any more): nobody is to be told of it
         found = tuple(i for i in self._by_metric.get(series.metric, ()) if matches(self.rules[i], series, device))
         if not found:
             return NO_RULES
@@ -51,6 +54,15 @@ class RuleSet:
                 must_see = must_see or bool(level.is_state)
                 no_data = no_data or bool(level.no_data_ms)
         return Compiled(found, low, high, must_see, no_data)
+
+
+def _band(rule: Rule) -> tuple[float, float] | None:
+    """The values that breach no level of the rule; None for a rule about states, which are not in order."""
+    if any(level.is_state for level in rule.levels):
+        return None
+    high = min([level.above for level in rule.levels if level.above is not None], default=QUIET_MAX)
+    low = max([level.below for level in rule.levels if level.below is not None], default=-QUIET_MAX)
+    return low, high
 
 
 def matches(rule: Rule, series: SeriesAdded, device: Device | None) -> bool:

@@ -5,6 +5,7 @@ is one slice of every column. Scalar code reads and writes the same columns thro
 times cheaper than indexing an array.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
@@ -94,27 +95,40 @@ class Catalogue:
         """Give a series its rules (again)."""
         self.rules[sid] = compiled.rules
         low, high = compiled.low, compiled.high
-        if compiled.must_see:  # a state series is quiet while it stays what it is
-            low = high = self.m_value[sid]
+        if compiled.must_see:  # quiet while it stays what it is: which the next sample tells
+            low = high = math.nan
         self.m_low[sid], self.m_high[sid] = low, high
+
+    def retire(self, sid: int) -> None:
+        """The name of this series goes to another one, which has another kind, unit or other states."""
+        info = self.info[sid]
+        del self.ids[(info.device, info.metric, info.labels)]
+        self.compile(sid, NO_RULES)
 
     def kind(self, sid: int) -> SeriesKind:
         return SeriesKind(self.info[sid].kind)
 
 
 class Span:
-    """Series with consecutive ids, and their columns as views: made once, where slicing would cost each section anew.
+    """The series of a layout that have consecutive ids, gauges first, and their columns as views.
 
-    quiet, test: room for the filter's answers, (n,).
+    Made once, where slicing would cost every section anew. quiet, test, numbers: room for the filter, (n,).
     """
 
-    __slots__ = ("base", "flags", "high", "last_ms", "low", "quiet", "raw", "start", "stop", "test", "value")
+    __slots__ = (
+        "base", "counted", "counter_last_ms", "counter_raw", "flags", "gauges_n", "high", "last_ms", "low", "measured",
+        "numbers", "quiet", "rates", "rose", "start", "stop", "test", "value",
+    )  # fmt: skip
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, start: int, stop: int, gauges_n: int) -> None:
+        self.start, self.stop, self.gauges_n = start, stop, gauges_n
         self.base: Ints | None = None  # the column that the views are of
         self.quiet: Flags = np.empty(stop - start, np.bool_)
         self.test: Flags = np.empty(stop - start, np.bool_)
+        self.rose = self.test[gauges_n:]
+        self.counted = self.quiet[gauges_n:]
+        self.numbers: Floats = np.empty(stop - start)
+        self.measured, self.rates = self.numbers[:gauges_n], self.numbers[gauges_n:]
 
     def look(self, catalogue: Catalogue) -> None:
         """Make the views again when the columns have grown."""
@@ -122,20 +136,23 @@ class Span:
             return
         self.base = catalogue.last_ms
         part = slice(self.start, self.stop)
-        self.last_ms, self.value, self.raw = catalogue.last_ms[part], catalogue.value[part], catalogue.raw[part]
+        self.last_ms, self.value = catalogue.last_ms[part], catalogue.value[part]
         self.low, self.high, self.flags = catalogue.low[part], catalogue.high[part], catalogue.flags[part]
+        self.counter_last_ms = self.last_ms[self.gauges_n :]
+        self.counter_raw = catalogue.raw[self.start + self.gauges_n : self.stop]
 
 
 class LayoutMap:
     """Where the samples of one layout go.
 
     declared: series id per position as the agent declared it; ids: the same, negative where the agent may not report it.
-    gauges, counters: the ids of each kind as a Span where they are consecutive, else as an index array.
+    gauges, counters: the ids of each kind; span: all of them, where they are consecutive.
     watched: ids whose silence in event time matters, and how long each may be silent.
     """
 
     __slots__ = (
-        "counters", "counters_n", "declared", "gauges", "ids", "is_counter", "is_whole", "last_used", "watch_gap_ms", "watched",
+        "counters", "counters_n", "declared", "gauges", "ids", "is_counter", "is_whole", "last_used", "span", "watch_gap_ms",
+        "watched",
     )  # fmt: skip
 
     def __init__(self, declared: Sequence[int], ids: Sequence[int], is_counter: Sequence[bool]) -> None:
@@ -143,15 +160,16 @@ class LayoutMap:
         self.ids: Ints = np.array(ids, np.int64)
         self.is_counter = np.array(is_counter, np.bool_)
         self.is_whole = bool((self.ids >= 0).all())
-        self.gauges = _compact(self.ids[~self.is_counter])
-        self.counters = _compact(self.ids[self.is_counter])
-        self.counters_n = int(self.is_counter.sum())
+        self.gauges: Ints = self.ids[~self.is_counter]
+        self.counters: Ints = self.ids[self.is_counter]
+        self.counters_n = len(self.counters)
+        self.span = _span(np.concatenate((self.gauges, self.counters)), len(self.gauges))
         self.watched: Ints = np.empty(0, np.int64)
         self.watch_gap_ms: Ints = np.empty(0, np.int64)
         self.last_used = 0
 
 
-def _compact(ids: Ints) -> Span | Ints:
+def _span(ids: Ints, gauges_n: int) -> Span | None:
     if len(ids) and ids[0] >= 0 and bool((np.diff(ids) == 1).all()):
-        return Span(int(ids[0]), int(ids[-1]) + 1)
-    return ids
+        return Span(int(ids[0]), int(ids[-1]) + 1, gauges_n)
+    return None
