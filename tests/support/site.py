@@ -98,7 +98,7 @@ class Site:
     def enrol(self, name: str, settings: str = "", *, site: str = "") -> None:
         """A token by the operator's command, a certificate by the agent's, and its settings beside what that writes."""
         token = self.folder / f"{name}.token"
-        token.write_text(self.tocsin("token", "create", "--device", name, "--site", site)["token"])
+        token.write_text(self.done("tocsin", "token", "create", "--device", name, "--site", site))
         self.done("tocsin-agent", "enrol", *self._agent(name), "--token-file", token)
         drop_in = self.folder / f"{name}.d"
         drop_in.mkdir()
