@@ -260,6 +260,7 @@ STEPS: dict[str, str] = {
     "last_heard": N_("{device} was heard for the last time; {seconds:duration} later it was judged silent"),
     "agent_heard": N_("{device} reports again"),
     "rule_gone": N_("The rule {rule} is no longer in force for it"),
+    "device_gone": N_("{device} is no longer in the registry"),
     "cleared": N_("The condition has ended"),
     "resolved": N_("Resolved"),
     "ended_unopened": N_("Ended before it was opened"),

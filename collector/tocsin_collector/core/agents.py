@@ -37,7 +37,9 @@ class AgentState(Record, frozen=True):
     is_anchored: bool
     shift_ms: int
     watermark_ms: int
+    swept_ms: int
     last_received_ms: int
+    last_frame_ms: int
     is_silent: bool
     catching_up: bool
     deferred: tuple[str, ...]
@@ -49,9 +51,9 @@ class Agent:
     """watermark_ms: event time up to which all it has to say has arrived. deferred: incidents not told yet."""
 
     __slots__ = (
-        "allowed", "boot", "catching_up", "deferred", "is_anchored", "is_silent", "last_received_ms",
-        "late_anchors", "late_offset_ms", "layouts", "mono_offset_ms", "name", "shift_ms", "tracker", "wall_offset_ms",
-        "watermark_ms",
+        "allowed", "boot", "catching_up", "deferred", "is_anchored", "is_silent", "last_frame_ms", "last_received_ms",
+        "late_anchors", "late_offset_ms", "layouts", "mono_offset_ms", "name", "shift_ms", "swept_ms", "tracker",
+        "wall_offset_ms", "watermark_ms",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -67,7 +69,9 @@ class Agent:
         self.late_anchors = 0
         self.shift_ms = 0
         self.watermark_ms = 0
+        self.swept_ms = 0  # event time of the last look for series that are gone
         self.last_received_ms = 0
+        self.last_frame_ms = 0  # journal time; a pulse proves that it lives, not that it measures
         self.is_silent = False
         self.catching_up = False
         self.deferred: dict[str, None] = {}
@@ -105,6 +109,13 @@ class Agent:
                 self.shift_ms = exact if abs(exact) > SHIFT_STEP_MS else 0
         return self.shift_ms
 
+    def step_back(self, now_ms: int) -> None:
+        """The collector's clock was set back: nothing known of this agent lies in the future, and its clocks are asked anew."""
+        self.watermark_ms, self.swept_ms = min(self.watermark_ms, now_ms), min(self.swept_ms, now_ms)
+        self.last_received_ms = min(self.last_received_ms, now_ms)
+        self.last_frame_ms = min(self.last_frame_ms, now_ms)
+        self.is_anchored, self.shift_ms = False, 0
+
     def keep(self, layout: int, where: LayoutMap) -> None:
         if len(self.layouts) >= LAYOUTS_MAX:
             del self.layouts[min(self.layouts, key=lambda key: self.layouts[key].last_used)]
@@ -118,7 +129,8 @@ class Agent:
     def freeze(self) -> AgentState:
         return AgentState(
             self.name, self.boot, self.mono_offset_ms, self.wall_offset_ms, self.is_anchored, self.shift_ms,
-            self.watermark_ms, self.last_received_ms, self.is_silent, self.catching_up, tuple(self.deferred),
+            self.watermark_ms, self.swept_ms, self.last_received_ms, self.last_frame_ms, self.is_silent, self.catching_up,
+            tuple(self.deferred),
             self.late_offset_ms, self.late_anchors,
         )  # fmt: skip
 

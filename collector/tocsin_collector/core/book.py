@@ -5,6 +5,7 @@ change of severity, a reopening; it withholds what a parent explains, and says w
 has at most one incident that is not resolved (law 4); a clear always resolves (law 5).
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -80,7 +81,13 @@ class Raised(msgspec.Struct, frozen=True):
 class Book:
     """Incidents that are not closed, by id and by key. `out` collects the effects of the entry that is being stepped."""
 
-    def __init__(self, topology: Topology, last_evidence: Callable[[str], int], patience: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        last_answer: Callable[[str], int],
+        patience: Callable[[str], int],
+        last_sample: Callable[[int], int],
+    ) -> None:
         self.topology = topology
         self.settings = Settings()
         self.incidents: dict[str, Incident] = {}
@@ -92,7 +99,8 @@ class Book:
         self.now_ms = 0
         self.catching_up: Callable[[str], bool] = lambda agent: False
         self.defer: Callable[[str, str], None] = lambda agent, incident: None
-        self._last_evidence = last_evidence
+        self._last_answer = last_answer  # device -> event time at which it was last known to answer
+        self._last_sample = last_sample  # series id -> event time of its newest sample
         self._patience = patience
         self._offset = 0
         self._ordinal = 0
@@ -163,7 +171,7 @@ class Book:
             metric=finding.metric,
             series=finding.series,
             impact=finding.rule.impact,
-            evidence=((finding.at_ms, finding.value),),
+            evidence=((finding.at_ms, finding.value),) if math.isfinite(finding.value) else (),
             decision=finding.steps,
         )
         self.by_key[finding.key] = ident
@@ -177,11 +185,13 @@ class Book:
         if parent:
             self._suppress(msgspec.structs.replace(incident, state=HELD), parent, incident.decision)
             return
-        wait_ms = max([self.settings.hold_ms, *map(self._patience, self.topology.parents(incident.device))])
-        self.held[incident.id] = self.now_ms + wait_ms
+        self.held[incident.id] = self.now_ms + self._wait_ms(incident.device)
         entry = self._step("waits_for_parents", parents=", ".join(self.topology.parents(incident.device)))
         held = explain(msgspec.structs.replace(incident, state=HELD), entry)
         self._write(held, (*incident.decision, entry))
+
+    def _wait_ms(self, device: str) -> int:
+        return max([self.settings.hold_ms, *map(self._patience, self.topology.parents(device))])
 
     def _suppress(self, incident: Incident, parent_key: str, before: tuple[Step, ...] = ()) -> None:
         parent_id = self.by_key.get(parent_key, "")
@@ -229,10 +239,14 @@ class Book:
     def _release_children(self, device: str) -> None:
         for child in self.topology.children(device):
             for incident in self._of(child, SUPPRESSED):
-                entry = self._step("parent_back", parent=device)
-                changed = step(incident, Happening.UNEXPLAINED, self.now_ms, entry, self.now_ms)
-                self.held[changed.id] = self.now_ms + max(self.settings.hold_ms, self._patience(child))
-                self._write(changed, (entry,))
+                self._release_child(incident, device)
+
+    def _release_child(self, incident: Incident, parent: str) -> None:
+        """What explained it is gone: it waits once more, so that its own next news decides. parent "": it has none now."""
+        entry = self._step("parent_back", parent=parent) if parent else self._step("no_parent_explains")
+        changed = step(incident, Happening.UNEXPLAINED, self.now_ms, entry, self.now_ms)
+        self.held[changed.id] = self.now_ms + max(self.settings.hold_ms, self._patience(incident.device))
+        self._write(changed, (entry,))
 
     def _of(self, device: str, state: object) -> list[Incident]:
         keys = self.topology.unreachable.get(device, {})
@@ -259,7 +273,7 @@ class Book:
         if any(entry.kind == "parent_back" for entry in incident.decision):
             return False
         return any(
-            parent not in self.topology.unreachable and self._last_evidence(parent) > incident.opened_ms
+            parent not in self.topology.unreachable and self._last_answer(parent) > incident.detected_ms
             for parent in self.topology.parents(incident.device)
         )
 
@@ -281,12 +295,27 @@ class Book:
         for incident in [i for i in self.incidents.values() if i.state is RESOLVED]:
             since = self.now_ms - incident.resolved_ms
             if incident.key in self.raised and self.by_key.get(incident.key) == incident.id:
-                if since >= self.settings.reopen_within_ms:  # resolved by hand, and still there
+                is_fresh = incident.series < 0 or self._last_sample(incident.series) > incident.resolved_ms
+                if since >= self.settings.reopen_within_ms and is_fresh:  # resolved by hand, and still there
                     entry = self._step("still_there")
                     changed = step(incident, Happening.RAISED, self.now_ms, entry, self.now_ms)
                     self._tell(changed, self.raised[incident.key].agent, (entry,))
             elif since >= self.settings.close_after_ms:
                 self._close(incident, Happening.EXPIRED, "closed")
+
+    def hold_on(self) -> None:
+        """The collector was away: whoever waits for news of a parent waits anew."""
+        for ident in self.held:
+            self.held[ident] = self.now_ms + self._wait_ms(self.incidents[ident].device)
+
+    def reconsider(self) -> None:
+        """Parents have changed: what nothing explains any more waits, and what something explains now is withheld."""
+        for incident in list(self.incidents.values()):
+            parent = self.topology.explained_by(incident.device)
+            if incident.state is SUPPRESSED and not parent:
+                self._release_child(incident, "")
+            elif incident.state is HELD and parent:
+                self._suppress(incident, parent)
 
     # ------------------------------------------------------------------------------------------------------ commands
 

@@ -21,6 +21,8 @@ from tocsin_proto.records import SeriesKind
 IDLE, PENDING, RAISED, CLEARING = 0, 1, 2, 3
 NEVER_MS = 1 << 62
 
+GONE_MS = 3_600_000
+
 WRAP_32 = 1 << 32
 WRAP_32_FROM = 1 << 31  # a 32-bit counter that falls from above here has wrapped; from below, it was reset
 RAW_MAX = (1 << 64) - 1
@@ -328,13 +330,37 @@ class Detector:
             if self._keep(sid, index, slot, rule):
                 self._flag(sid, True)
 
+    def sweep(self, ids: Ints, watermark_ms: int) -> None:
+        """Of the series `ids`, those that their agent has not reported for long while it went on reporting are gone
+        (unmounted, unplugged, retired): what they had raised ends, at its own time."""
+        c = self.catalogue
+        active = ids[(c.flags[ids] & ACTIVE > 0) & (watermark_ms - c.last_ms[ids] > GONE_MS)]
+        for sid in active.tolist():
+            end_ms = c.m_last_ms[sid] + max(GONE_MS, 3 * c.info[sid].interval_ms)
+            if end_ms <= watermark_ms:
+                self._gone(sid, end_ms)
+
+    def _gone(self, sid: int, end_ms: int) -> None:
+        for index in self.catalogue.rules[sid]:
+            if not any(level.no_data_ms for level in self.set.rules[index].levels):
+                self.forget(sid, index, end_ms)
+
+    def step_back(self, now_ms: int) -> None:
+        """The collector's clock was set back: no sample and no timer of the future stands in the way of the present."""
+        np.minimum(self.catalogue.last_ms, now_ms, self.catalogue.last_ms)
+        for (sid, index), slot in list(self.slots.items()):
+            slot.since = [min(since, now_ms) for since in slot.since]
+            self._keep(sid, index, slot, self.set.rules[index])
+
     def adopt(self, rules: RuleSet, kept: dict[int, int]) -> None:
-        """Put another rule set in force. kept: old index -> new index of the rules whose memory stays valid."""
-        self.set = rules
+        """Put another rule set in force. kept: old index -> new index of the rules that are still there."""
+        before, self.set = self.set, rules
         slots, self.slots, self.due = self.slots, {}, {}
         for (sid, index), slot in slots.items():
             if index in kept:
-                self._keep(sid, kept[index], slot, rules.rules[kept[index]])
+                rule = rules.rules[kept[index]]
+                _refit(slot, before.rules[index], rule)
+                self._keep(sid, kept[index], slot, rule)
 
     def move(self, sid: int, agent: str) -> None:
         """Another agent reports the series from here on: its timers run on that agent's time."""
@@ -405,6 +431,21 @@ class Detector:
             slot.phase, slot.since, slot.is_beyond = list(state.phase), list(state.since), state.is_beyond
             self._keep(state.sid, state.rule, slot, self.set.rules[state.rule])
             self._flag(state.sid, True)
+
+
+def _refit(slot: Slot, before: Rule, after: Rule) -> None:
+    """An edited rule goes on where it was: a raised finding stays raised, and the next sample judges it by the new levels."""
+    if before.levels == after.levels:
+        return
+    old = {level.severity: number for number, level in enumerate(before.levels)}
+    top = slot.top()
+    rank = before.levels[top].severity.rank if top >= 0 else 0
+    phase, since = list(slot.phase), list(slot.since)
+    slot.phase = [phase[old[level.severity]] if level.severity in old else IDLE for level in after.levels]
+    slot.since = [since[old[level.severity]] if level.severity in old else 0 for level in after.levels]
+    for number, level in enumerate(after.levels):
+        if rank and (level.severity.rank <= rank or number == 0) and slot.phase[number] < RAISED:
+            slot.phase[number], slot.since[number] = RAISED, since[top]
 
 
 # 0-d arrays: NumPy looks at a Python number anew in every call.

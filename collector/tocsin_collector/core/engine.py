@@ -31,6 +31,7 @@ from tocsin_collector.core.model import (
     Tick,
     Truth,
 )
+from tocsin_collector.core.reconfigure import configure
 from tocsin_collector.core.registry import may_speak_for
 from tocsin_collector.core.rules import RuleSet
 from tocsin_collector.core.series import WATCHED, Catalogue, Floats, Ints
@@ -38,6 +39,7 @@ from tocsin_collector.core.topology import Topology
 
 TICK_HOLE_MS = 5000  # ticks further apart than this: the collector was stopped in between
 STALE_EVERY_MS = 5000
+SWEEP_EVERY_MS = 60_000  # of an agent's event time
 
 
 class Engine:
@@ -52,8 +54,9 @@ class Engine:
         self.layouts = Layouts(self.catalogue, self.detector, self._watch)
         self.layouts.on_new = self._on_new_series
         self.layouts.on_gap = self._on_gap
+        self.layouts.on_retired = self._on_retired
         self.topology = Topology()
-        self.book = Book(self.topology, self._last_evidence, self._patience)
+        self.book = Book(self.topology, self._last_answer, self._patience, self._last_sample)
         self.book.catching_up = self._is_catching_up
         self.book.defer = self._defer
         self.devices: dict[str, Device] = {}
@@ -61,7 +64,7 @@ class Engine:
         self.reach: dict[int, Tracker] = {}  # series id of device.reachable -> the device's tracker
         self.no_data: dict[int, int] = {}  # series id -> milliseconds without data that its rules allow
         self.known: dict[str, Agent] = {}
-        self._allowed: dict[str, frozenset[str]] = {}
+        self.allowed: dict[str, frozenset[str]] = {}
         self.last_tick_ms = 0
         self.resumed_ms = 0
         self.stale_checked_ms = 0
@@ -73,54 +76,76 @@ class Engine:
         out: list[Effect] = []
         now_ms = entry.received_ms
         self.offset = entry.offset
+        has_stepped_back = now_ms < self.book.now_ms
         self.book.begin(entry.offset, now_ms, out)
+        if has_stepped_back:
+            self._step_back(now_ms, out)
         what = entry.input
         if type(what) is FrameIn:
             self._frame(what, now_ms, out)
         elif type(what) is Tick:
             self._tick(now_ms, out)
         elif type(what) is PulseIn:
-            agent = self._hear(what.agent, now_ms)
-            agent.anchor(what.pulse.clock, now_ms)
+            self._agent(what.agent, now_ms).anchor(what.pulse.clock, now_ms)
         elif type(what) is Command:
             self.book.command(what)
         else:
             assert type(what) is Config
-            self._configure(what, now_ms, out)
+            configure(self, what, now_ms, out)
         return out
 
     def _frame(self, what: FrameIn, now_ms: int, out: list[Effect]) -> None:
         frame = what.frame
         agent = self._hear(what.agent, now_ms)
         shift_ms = agent.correct(frame.clock)
-        made_ms = self._plausible(frame.clock.wall_ms + shift_ms, now_ms)
+        for layout in frame.layouts:
+            self.layouts.declare(agent, layout, out)
+        for gap in frame.gaps:
+            out.append(GapSeen(agent.name, gap.from_ms, gap.to_ms, gap.reason, gap.frames))
+        made_ms = frame.clock.wall_ms + shift_ms
+        if not self._is_plausible(made_ms, now_ms):
+            if (
+                agent.is_anchored
+            ):  # its clock is known: this was made too long ago, or by a clock that nothing is known of
+                out.append(Refused(agent.name, "no usable time", f"made at {made_ms}, received at {now_ms}"))
+                return
+            made_ms = now_ms
         shift_ms = made_ms - frame.clock.wall_ms
         catching_up = now_ms - made_ms > self.config.settings.silent_after_ms
         caught_up, agent.catching_up = agent.catching_up and not catching_up, catching_up
-        for layout in frame.layouts:
-            self.layouts.declare(agent, layout, out)
+        if made_ms - agent.swept_ms >= SWEEP_EVERY_MS:
+            agent.swept_ms = made_ms
+            for where in agent.layouts.values():
+                self.detector.sweep(where.ids[where.ids >= 0], agent.watermark_ms)
         for section in frame.sections:
-            self.samples += self.layouts.apply(agent, section, shift_ms, out)
+            self.samples += self.layouts.apply(agent, section, shift_ms, made_ms, out)
         if frame.events:
             detail = f"{frame.events[0].source} {frame.events[0].name}"
             out.append(Refused(agent.name, "event without rule", detail, len(frame.events)))
-        for gap in frame.gaps:
-            out.append(GapSeen(agent.name, gap.from_ms, gap.to_ms, gap.reason, gap.frames))
         if made_ms > agent.watermark_ms:
             agent.watermark_ms = made_ms
             self.detector.advance(agent.name, made_ms)
         if agent.tracker is not None:
-            out += self._stamped(agent.tracker.evidence(made_ms, now_ms))
+            out += self.stamped(agent.tracker.evidence(made_ms, now_ms))
         if self.detector.changes or self.detector.watched_samples:
             self._settle(now_ms, out)
         if caught_up:
             deferred, agent.deferred = agent.deferred, {}
             self.book.tell_deferred(deferred, agent.name)
 
-    def _plausible(self, at_ms: int, now_ms: int) -> int:
-        """A stamp of 1970 or 2106 takes the time of receipt."""
+    def _is_plausible(self, at_ms: int, now_ms: int) -> bool:
         settings = self.config.settings
-        return at_ms if now_ms - settings.past_ms_max <= at_ms <= now_ms + settings.future_ms_max else now_ms
+        return now_ms - settings.past_ms_max <= at_ms <= now_ms + settings.future_ms_max
+
+    def _step_back(self, now_ms: int, out: list[Effect]) -> None:
+        """Journal time went back: the collector's clock had been wrong. What was noted ahead of time counts as of now."""
+        self.last_tick_ms = self.stale_checked_ms = self.book.flushed_ms = self.resumed_ms = now_ms
+        self.detector.step_back(now_ms)
+        for agent in self.known.values():
+            agent.step_back(now_ms)
+        for tracker in self.trackers.values():
+            out += self.stamped(tracker.step_back(now_ms))
+        self.book.hold_on()
 
     def _settle(self, now_ms: int, out: list[Effect]) -> None:
         """Evidence and changed findings of this entry, in the order of their event time."""
@@ -139,7 +164,7 @@ class Engine:
         tracker = self.reach.get(sid)
         flags = self.catalogue.m_flags
         if tracker is not None:
-            out += self._stamped(tracker.evidence(at_ms, now_ms))
+            out += self.stamped(tracker.evidence(at_ms, now_ms))
         if tracker is None or not (tracker.known_from_ms or tracker.is_silent):
             flags[sid] = flags[sid] & ~WATCHED & 0xFF
 
@@ -147,10 +172,10 @@ class Engine:
         info = self.catalogue.info[change.sid]
         rule = self.detector.set.rules[change.rule]
         key = key_of(rule, info)
-        tracker = self._synced(info.device)
+        tracker = self.synced(info.device)
         if tracker is not None and not change.is_crossing:
             impact, is_raised = rule.impact, change.severity is not None
-            out += self._stamped(tracker.change(change.at_ms, key, impact, is_raised))
+            out += self.stamped(tracker.change(change.at_ms, key, impact, is_raised))
         device = self.devices.get(info.device)
         finding = finding_of(change, rule, info, device, self.catalogue.agent[change.sid])
         if change.severity is None:
@@ -163,11 +188,12 @@ class Engine:
     def _tick(self, now_ms: int, out: list[Effect]) -> None:
         if self.last_tick_ms and now_ms - self.last_tick_ms > TICK_HOLE_MS:
             self.resumed_ms = now_ms  # silence during our own absence is nobody's fault
+            self.book.hold_on()
         self.last_tick_ms = now_ms
         silent_after = self.config.settings.silent_after_ms
         for agent in self.known.values():
-            heard_ms = max(agent.last_received_ms, self.resumed_ms)
-            if not agent.is_silent and agent.last_received_ms and now_ms - heard_ms > silent_after:
+            heard_ms = max(agent.last_frame_ms, self.resumed_ms)
+            if not agent.is_silent and now_ms - heard_ms > silent_after:
                 self._silence(agent, out)
         if now_ms - self.stale_checked_ms >= STALE_EVERY_MS:
             self.stale_checked_ms = now_ms
@@ -181,9 +207,9 @@ class Engine:
         agent.catching_up, deferred, agent.deferred = False, agent.deferred, {}
         self.book.tell_deferred(deferred, agent.name)
         for tracker in self._trackers_of(agent.name):
-            out += self._stamped(tracker.silence())
+            out += self.stamped(tracker.silence())
         device = self.devices.get(agent.name)
-        self.book.raise_(agent_silent(agent.name, device, agent.last_received_ms, self.book.now_ms))
+        self.book.raise_(agent_silent(agent.name, device, agent.last_frame_ms, self.book.now_ms))
 
     def _check_stale(self, out: list[Effect]) -> None:
         """Devices whose agent lives but no longer speaks of them."""
@@ -192,8 +218,8 @@ class Engine:
             if agent is None or agent.is_silent or agent.catching_up or tracker.is_silent:
                 continue
             if agent.watermark_ms - self.catalogue.m_last_ms[sid] > tracker.window_ms:
-                self._synced(tracker.component)
-                out += self._stamped(tracker.silence())
+                self.synced(tracker.component)
+                out += self.stamped(tracker.silence())
                 self.catalogue.m_flags[sid] |= WATCHED
 
     def _check_no_data(self, now_ms: int, out: list[Effect]) -> None:
@@ -209,14 +235,21 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------------- agents
 
-    def _hear(self, name: str, now_ms: int) -> Agent:
-        """Something came from this agent: it lives."""
+    def _agent(self, name: str, now_ms: int) -> Agent:
+        """Something came from this agent. A first word starts the time in which frames are expected."""
         agent = self.known.get(name)
         if agent is None:
             agent = self.known[name] = Agent(name)
-            agent.allowed = self._allowed.get(name, frozenset((name,)))
+            agent.allowed = self.allowed.get(name, frozenset((name,)))
             agent.tracker = self.trackers.get(name)
+            agent.last_frame_ms = now_ms
         agent.last_received_ms = now_ms
+        return agent
+
+    def _hear(self, name: str, now_ms: int) -> Agent:
+        """A frame came: the agent measures. Pulses alone do not prove that (law 6)."""
+        agent = self._agent(name, now_ms)
+        agent.last_frame_ms = now_ms
         if agent.is_silent:
             agent.is_silent = False
             self.book.clear(f"{AGENT_SILENT.id}/{name}", now_ms, Step(now_ms, "agent_heard", {"device": name}))
@@ -231,71 +264,17 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------- configuration
 
-    def _configure(self, config: Config, now_ms: int, out: list[Effect]) -> None:
-        rules, before = RuleSet(config.rules), self.detector.set
-        devices = {device.id: device for device in config.registry.devices}
-        self.config = config
-        self.book.settings = config.settings
-        self.topology.configure(config.registry)
-        self._recompile(before, rules, devices, now_ms)
-        self._settle_removed(before, now_ms, out)
-        self.devices = self.layouts.devices = devices
-        self._allowed = may_speak_for(config.registry)
-        for device in config.registry.devices:
-            tracker = self.trackers.get(device.id)
-            if tracker is None:
-                tracker = self.trackers[device.id] = Tracker(device.id, 0)
-                out += self._stamped([tracker.begin(now_ms)])
-            tracker.window_ms = self.window(device)
-        for name in [name for name in self.trackers if name not in devices]:
-            out += self._stamped(self.trackers.pop(name).silence())
-        self._bind()
-        for agent in self.known.values():
-            agent.tracker = self.trackers.get(agent.name)
-            allowed = self._allowed.get(agent.name, frozenset((agent.name,)))
-            agent.allowed = allowed
-            for layout, where in list(agent.layouts.items()):
-                self.layouts.adopt(agent, layout, where.declared)
-
-    def _recompile(self, before: RuleSet, rules: RuleSet, devices: dict[str, Device], now_ms: int) -> None:
-        """Give every series its rules under the new set; what it no longer has ends what it had raised."""
-        index_of = {rule.id: index for index, rule in enumerate(rules.rules)}
-        kept = {
-            old: index_of[rule.id]
-            for old, rule in enumerate(before.rules)
-            if rule.id in index_of and len(rule.levels) == len(rules.rules[index_of[rule.id]].levels)
-        }
-        if before.rules == rules.rules and devices == self.devices:
-            return
-        compiled = [rules.compile(info, devices.get(info.device)) for info in self.catalogue.info]
-        for sid, index in list(self.detector.slots):
-            if kept.get(index, -1) not in compiled[sid].rules:
-                self.detector.forget(sid, index, now_ms)
-        self.detector.adopt(rules, kept)
-        for sid, one in enumerate(compiled):
-            self.catalogue.compile(sid, one)
-
-    def _settle_removed(self, before: RuleSet, now_ms: int, out: list[Effect]) -> None:
-        changes, self.detector.changes = self.detector.changes, []
-        for change in changes:
-            info = self.catalogue.info[change.sid]
-            rule = before.rules[change.rule]
-            key = key_of(rule, info)
-            tracker = self._synced(info.device)
-            if tracker is not None:
-                out += self._stamped(tracker.change(now_ms, key, rule.impact, False))
-            self.book.clear(key, now_ms, Step(now_ms, "rule_gone", {"rule": rule.id}))
-
     def window(self, device: Device) -> int:
         """How long evidence holds: three polls, and never less than an agent may be silent."""
         polls = 3 * device.snmp.interval_ms if device.snmp else 0
         return max(self.config.settings.silent_after_ms, polls)
 
-    def _bind(self) -> None:
+    def bind(self) -> None:
         """Work out again which series are evidence of which device, and which have a no-data rule."""
         self.reach, self.no_data = {}, {}
         for info in self.catalogue.info:
-            self._on_new_series(info)
+            if self.catalogue.is_current(info.id):
+                self._on_new_series(info)
 
     def _on_new_series(self, info: SeriesAdded) -> None:
         tracker = self.trackers.get(info.device)
@@ -312,9 +291,16 @@ class Engine:
         if gaps:
             self.no_data[info.id] = min(gaps)
 
+    def _on_retired(self, sid: int) -> None:
+        """A series makes room for another one under its name: what it had raised ends with it."""
+        for index in self.catalogue.rules[sid]:
+            self.detector.forget(sid, index, max(self.catalogue.m_last_ms[sid], 1))
+        self.reach.pop(sid, None)
+        self.no_data.pop(sid, None)
+
     def _on_gap(self, sid: int) -> None:
         """A hole in a series' event time begins where its last sample was: remember that before the next one comes."""
-        self._synced(self.catalogue.info[sid].device)
+        self.synced(self.catalogue.info[sid].device)
 
     def _watch(self, sid: int) -> int:
         tracker = self.reach.get(sid)
@@ -322,10 +308,10 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------------------- leaves
 
-    def _stamped(self, splices: list[Splice]) -> list[Splice]:
+    def stamped(self, splices: list[Splice]) -> list[Splice]:
         return [msgspec.structs.replace(splice, revision=self.offset) for splice in splices] if splices else []
 
-    def _synced(self, device: str) -> Tracker | None:
+    def synced(self, device: str) -> Tracker | None:
         """The device's tracker, told of the quiet evidence that only moved a column."""
         tracker = self.trackers.get(device)
         if tracker is None or tracker.is_silent or tracker.known_from_ms:
@@ -339,14 +325,21 @@ class Engine:
         mine = [tracker for tracker in (self.trackers.get(agent),) if tracker is not None]
         for sid, tracker in self.reach.items():
             if self.catalogue.agent[sid] == agent:
-                self._synced(tracker.component)
+                self.synced(tracker.component)
                 self.catalogue.m_flags[sid] |= WATCHED
                 mine.append(tracker)
         return mine
 
-    def _last_evidence(self, device: str) -> int:
-        tracker = self._synced(device)
-        return tracker.last_ms if tracker is not None and not tracker.is_silent else 0
+    def _last_answer(self, device: str) -> int:
+        """Event time at which the device last answered, 0 if its newest news is not an answer."""
+        tracker = self.synced(device)
+        sid = self.catalogue.ids.get((device, REACHABLE, ()), -1)
+        if tracker is None or tracker.is_silent or (sid in self.reach and self.catalogue.m_value[sid] < 1):
+            return 0
+        return tracker.last_ms
+
+    def _last_sample(self, sid: int) -> int:
+        return self.catalogue.m_last_ms[sid] if sid < self.catalogue.count else 0
 
     def _patience(self, device: str) -> int:
         """How long to wait until news of this device must have come: two polls."""
@@ -388,7 +381,7 @@ class Engine:
         self.book.settings = config.settings
         self.devices = self.layouts.devices = {device.id: device for device in config.registry.devices}
         self.topology.configure(config.registry)
-        self._allowed = may_speak_for(config.registry)
+        self.allowed = may_speak_for(config.registry)
         self.detector.set = RuleSet(config.rules)
         for info in series:
             self.catalogue.add(info, self.detector.set.compile(info, self.devices.get(info.device)))
@@ -396,9 +389,9 @@ class Engine:
 
     def rejoin(self, layouts: tuple[tuple[str, int, tuple[int, ...]], ...]) -> None:
         """Tie agents, trackers and layouts together again."""
-        self._bind()
+        self.bind()
         for agent in self.known.values():
-            agent.allowed = self._allowed.get(agent.name, frozenset((agent.name,)))
+            agent.allowed = self.allowed.get(agent.name, frozenset((agent.name,)))
             agent.tracker = self.trackers.get(agent.name)
         for name, layout, declared in layouts:
-            self.layouts.adopt(self.known[name], layout, declared)
+            self.layouts.adopt(self.known[name], layout, declared, [])

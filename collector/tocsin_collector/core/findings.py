@@ -3,6 +3,8 @@
 The key is what an incident is "one of": rule, device and labels; the same fault always has the same key.
 """
 
+import math
+
 from tocsin_collector.core.book import Finding
 from tocsin_collector.core.detector import Change
 from tocsin_collector.core.model import Device, Level, Rule, SeriesAdded, Severity, Step
@@ -64,7 +66,9 @@ def agent_silent(name: str, device: Device | None, heard_ms: int, now_ms: int) -
 
 def _facts(change: Change, level: Level, info: SeriesAdded) -> dict[str, str | int | float]:
     facts: dict[str, str | int | float] = dict(info.labels)
-    facts |= {"device": info.device, "metric": info.metric, "value": change.value, "unit": _unit(info)}
+    facts |= {"device": info.device, "metric": info.metric, "unit": _unit(info)}
+    if math.isfinite(change.value):  # a counter of one reading has no value yet
+        facts["value"] = change.value
     limit = level.above if level.above is not None else level.below
     if limit is not None:
         facts["limit"] = limit

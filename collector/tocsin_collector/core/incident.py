@@ -5,6 +5,7 @@ what becomes of an incident once that is decided. The invariants: a closed incid
 that the notices of one incident strictly alternate between opened and resolved (law 5).
 """
 
+import math
 from enum import Enum
 
 import msgspec
@@ -101,4 +102,6 @@ def worsen(incident: Incident, severity: Severity, at_ms: int, value: float) -> 
 
 
 def _newest(incident: Incident, at_ms: int, value: float) -> tuple[tuple[int, float], ...]:
+    if not math.isfinite(value):
+        return incident.evidence
     return (*incident.evidence, (at_ms, value))[-EVIDENCE_MAX:]

@@ -10,12 +10,14 @@ import numpy as np
 
 from tocsin_collector.core.agents import Agent
 from tocsin_collector.core.detector import Detector
-from tocsin_collector.core.model import Device, Effect, LayoutAdded, Refused, SeriesAdded
+from tocsin_collector.core.model import Device, Effect, LayoutAdded, Refused, SeriesAdded, SeriesMoved
 from tocsin_collector.core.series import WATCHED, Catalogue, Counts, Floats, Ints, LayoutMap
 from tocsin_proto.records import Layout, Section, Series, SeriesKind
 
 REACHABLE = "device.reachable"
 COUNTERS = (SeriesKind.COUNTER32, SeriesKind.COUNTER64)
+AGENT_SERIES_MAX, SERIES_MAX = 50_000, 2_000_000
+AHEAD_MS_MAX = 1000  # of a sample before the moment its frame was made
 REFUSED_VALUE, REFUSED_COUNTER = -1, -2  # a place in a layout whose series is not the agent's to report
 
 
@@ -28,6 +30,8 @@ class Layouts:
         self.devices: dict[str, Device] = {}
         self.on_new: Callable[[SeriesAdded], None] = lambda info: None
         self.on_gap: Callable[[int], None] = lambda sid: None
+        self.on_retired: Callable[[int], None] = lambda sid: None
+        self._owned: dict[str, int] = {}  # agent -> how many series it reports
         self._watch = watch
 
     # ------------------------------------------------------------------------------------------------------- layouts
@@ -38,16 +42,23 @@ class Layouts:
             known.last_used = agent.last_received_ms
             return
         ids = self._ids(agent, layout.series, out)
-        self.adopt(agent, layout.id, ids)
+        self.adopt(agent, layout.id, ids, out)
         out.append(LayoutAdded(agent.name, layout.id, tuple(ids)))
 
-    def adopt(self, agent: Agent, layout: int, declared: Sequence[int]) -> None:
-        """Put a layout with known series ids in place; what the agent may not report (any more) is masked."""
+    def adopt(self, agent: Agent, layout: int, declared: Sequence[int], out: list[Effect]) -> None:
+        """Put a layout with known series ids in place; what the agent may not report (any more) is masked.
+
+        What it may report is its own from here on, whoever did so before: the registry gives each device to one agent.
+        """
         info = self.catalogue.info
         ids = [sid if sid >= 0 and info[sid].device in agent.allowed else _refused(sid, info) for sid in declared]
         is_counter = [sid == REFUSED_COUNTER or (sid >= 0 and info[sid].kind in COUNTERS) for sid in ids]
         where = LayoutMap(declared, ids, is_counter)
         where.last_used = agent.last_received_ms
+        for sid in ids:
+            if sid >= 0 and self.catalogue.agent[sid] != agent.name:
+                self.detector.move(sid, agent.name)
+                out.append(SeriesMoved(sid, agent.name))
         watched = [(sid, gap) for sid in ids if sid >= 0 and (gap := self._watch(sid))]
         where.watched = np.array([sid for sid, _ in watched], np.int64)
         where.watch_gap_ms = np.array([gap for _, gap in watched], np.int64)
@@ -59,6 +70,7 @@ class Layouts:
         ids = [REFUSED_COUNTER if one.kind.is_counter else REFUSED_VALUE for one in series]
         refused: dict[str, int] = {}
         taken: set[int] = set()
+        doubles = surplus = 0
         order = sorted(range(len(series)), key=lambda position: series[position].kind.is_counter)
         for position in order:
             one = series[position]
@@ -67,18 +79,32 @@ class Layouts:
                 refused[device] = refused.get(device, 0) + 1
                 continue
             sid = self.catalogue.ids.get((device, one.metric, one.labels))
+            if sid in taken:
+                doubles += 1
+                continue
+            if sid is not None and not _is_same(self.catalogue.info[sid], one):
+                self.on_retired(sid)
+                self.catalogue.retire(sid)
+                sid = None
+            if sid is None and self._is_full(agent):
+                surplus += 1
+                continue
             if sid is None:
                 sid = self._new(agent, device, one, out)
-            elif self.catalogue.info[sid].kind != one.kind or sid in taken:
-                refused[f"{device} {one.metric}"] = 1
-                continue
-            elif self.catalogue.agent[sid] != agent.name:
-                self.detector.move(sid, agent.name)
             taken.add(sid)
             ids[position] = sid
         for what, count in refused.items():
             out.append(Refused(agent.name, "not assigned", f"{what} is not this agent's to report", count))
+        if doubles:
+            out.append(Refused(agent.name, "series declared twice", "a layout names a series once", doubles))
+        if surplus:
+            out.append(Refused(agent.name, "too many series", f"an agent may report {AGENT_SERIES_MAX}", surplus))
         return ids
+
+    def _is_full(self, agent: Agent) -> bool:
+        if agent.name not in self._owned:
+            self._owned[agent.name] = self.catalogue.agent.count(agent.name)
+        return self._owned[agent.name] >= AGENT_SERIES_MAX or self.catalogue.count >= SERIES_MAX
 
     def _new(self, agent: Agent, device: str, one: Series, out: list[Effect]) -> int:
         info = SeriesAdded(
@@ -93,20 +119,24 @@ class Layouts:
             interval_ms=one.interval_ms,
         )
         self.catalogue.add(info, self.detector.set.compile(info, self.devices.get(device)))
+        self._owned[agent.name] = self._owned.get(agent.name, 0) + 1
         self.on_new(info)
         out.append(info)
         return info.id
 
     # ------------------------------------------------------------------------------------------------------ sections
 
-    def apply(self, agent: Agent, section: Section, shift_ms: int, out: list[Effect]) -> int:
-        """Give the samples of one section to the detector; returns how many were taken."""
+    def apply(self, agent: Agent, section: Section, shift_ms: int, made_ms: int, out: list[Effect]) -> int:
+        """Give the samples of one section to the detector; returns how many were taken. made_ms: of the frame, corrected."""
         where = agent.layouts.get(section.layout)
         if where is None:
             out.append(Refused(agent.name, "unknown layout", f"layout {section.layout:016x} was never declared"))
             return 0
         where.last_used = agent.last_received_ms
         at_ms = section.time_ms + shift_ms
+        if at_ms > made_ms + AHEAD_MS_MAX:
+            out.append(Refused(agent.name, "stamp ahead of its frame", f"by {at_ms - made_ms} ms"))
+            return 0
         values = np.frombuffer(section.values, np.float64)
         counters = np.frombuffer(section.counters, np.uint64)
         if len(where.watched):
@@ -119,7 +149,7 @@ class Layouts:
                 self.detector.gauges(where.gauges, values, at_ms)
                 self.detector.counters(where.counters, counters, at_ms)
             return len(where.ids)
-        return self._apply_part(agent, where, section, at_ms, values, counters, out)
+        return self._apply_part(agent, where, section, at_ms, made_ms, values, counters, out)
 
     def _apply_part(
         self,
@@ -127,6 +157,7 @@ class Layouts:
         where: LayoutMap,
         section: Section,
         at_ms: int,
+        made_ms: int,
         values: Floats,
         counters: Counts,
         out: list[Effect],
@@ -149,6 +180,9 @@ class Layouts:
                 )
                 return 0
             times = times + offsets
+            if len(times) and int(times.max()) > made_ms + AHEAD_MS_MAX:
+                out.append(Refused(agent.name, "stamp ahead of its frame", f"by {int(times.max()) - made_ms} ms"))
+                return 0
         ids, is_counter = where.ids[positions], where.is_counter[positions]
         if np.count_nonzero(is_counter) != len(counters):
             out.append(Refused(agent.name, "malformed section", f"{len(counters)} counters, the layout has others"))
@@ -169,6 +203,11 @@ class Layouts:
             self.catalogue.m_flags[sid] |= WATCHED
             self.on_gap(sid)
             self.detector.no_data(sid, at_ms - 1)
+
+
+def _is_same(info: SeriesAdded, one: Series) -> bool:
+    """May the series go on? Another kind, unit or other states make it another series under the same name."""
+    return info.kind == one.kind and info.unit == one.unit and info.states == one.states
 
 
 def _refused(sid: int, info: Sequence[SeriesAdded]) -> int:

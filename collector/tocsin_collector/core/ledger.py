@@ -38,6 +38,7 @@ class Piece(NamedTuple):
 
 
 _OPEN_END = 1 << 62
+PIECE_MS = 600_000  # of known stretch that is written while catching up
 WAITING_MAX = 256  # of a component nobody speaks of any more; beyond it the oldest changes lose their time
 
 
@@ -154,6 +155,9 @@ class Tracker:
         waiting, self.waiting = self.waiting, []
         for change in waiting:
             out += self.change(*change)
+        if self.known_from_ms and at_ms - self.known_from_ms >= PIECE_MS:
+            out += self._settle(at_ms)  # in pieces, so that a restart without a snapshot loses little of a long backlog
+            self.known_from_ms = at_ms
         if self.known_from_ms and now_ms - at_ms <= self.window_ms:
             start, self.known_from_ms = self.known_from_ms, 0
             out += self._write(start, *self._state())
@@ -186,6 +190,15 @@ class Tracker:
             return []
         start, self.known_from_ms = self.known_from_ms, at_ms
         return [Splice(self.component, start, before[0], at_ms, before[1])]
+
+    def step_back(self, now_ms: int) -> list[Splice]:
+        """The collector's clock was set back: from now on the ledger says what it says, not what a wrong clock wrote ahead."""
+        is_ahead = self.changed_ms > now_ms or self.last_ms > now_ms
+        self.last_ms, self.changed_ms = min(self.last_ms, now_ms), min(self.changed_ms, now_ms)
+        self.stretch_ms, self.known_from_ms = min(self.stretch_ms, now_ms), min(self.known_from_ms, now_ms)
+        self.waiting = [(min(change[0], now_ms), *change[1:]) for change in self.waiting]
+        self.ahead = [(min(change[0], now_ms), *change[1:]) for change in self.ahead]
+        return [Splice(self.component, now_ms, self.written, cause=self.written_cause)] if is_ahead else []
 
     def recall(self, key: str, impact: Impact) -> None:
         """A finding was raised already when this tracker was made from committed truth."""

@@ -105,6 +105,11 @@ class Catalogue:
         del self.ids[(info.device, info.metric, info.labels)]
         self.compile(sid, NO_RULES)
 
+    def is_current(self, sid: int) -> bool:
+        """Does the series still hold its name?"""
+        info = self.info[sid]
+        return self.ids.get((info.device, info.metric, info.labels)) == sid
+
     def kind(self, sid: int) -> SeriesKind:
         return SeriesKind(self.info[sid].kind)
 

@@ -17,6 +17,7 @@ from tocsin_collector.core.layouts import REACHABLE
 from tocsin_collector.core.ledger import NOT_SEEN, Tracker, TrackerState
 from tocsin_collector.core.model import (
     LIVE_STATES,
+    TOLD_STATES,
     ComponentState,
     Config,
     IncidentState,
@@ -129,7 +130,7 @@ def recall(engine: "Engine", truth: Truth) -> "Engine":
         engine.trackers[tail.component] = tracker
     for name in {layout.agent for layout in truth.layouts}:
         agent = engine.known[name] = Agent(name)
-        agent.last_received_ms = truth.at_ms
+        agent.last_received_ms = agent.last_frame_ms = truth.at_ms
     engine.last_tick_ms = truth.at_ms
     _raise_again(engine, truth)
     engine.rejoin(tuple((layout.agent, layout.layout, layout.series) for layout in truth.layouts))
@@ -162,7 +163,7 @@ def _raise_again(engine: "Engine", truth: Truth) -> None:
         if incident.rule == AGENT_SILENT.id:
             raised.append((incident.key, incident.device, True, ""))
             agent = engine.known.get(incident.device) or Agent(incident.device)  # one that never sent a frame
-            agent.is_silent, agent.last_received_ms = True, truth.at_ms
+            agent.is_silent, agent.last_received_ms, agent.last_frame_ms = True, truth.at_ms, truth.at_ms
             engine.known[incident.device] = agent
         elif index >= 0 and 0 <= incident.series < engine.catalogue.count:
             rule = rules[index]
@@ -176,5 +177,15 @@ def _raise_again(engine: "Engine", truth: Truth) -> None:
             if tracker is not None:
                 tracker.recall(incident.key, rule.impact)
     engine.detector.thaw(tuple(slots))
-    held = {incident.id: truth.at_ms for incident in truth.incidents if incident.state is IncidentState.HELD}
+    held = {  # the first tick gives them their time anew
+        incident.id: truth.at_ms + engine.config.settings.hold_ms
+        for incident in truth.incidents
+        if incident.state is IncidentState.HELD
+    }
+    for incident in truth.incidents:
+        if incident.state in TOLD_STATES and not incident.was_told and 0 <= incident.series < engine.catalogue.count:
+            owner = engine.known.get(engine.catalogue.agent[incident.series])
+            if owner is not None:  # it was catching up, and what is still there when it has caught up is told then
+                owner.catching_up = True
+                owner.deferred[incident.id] = None
     engine.book.thaw(BookState(truth.incidents, tuple(raised), held, ()))

@@ -10,11 +10,13 @@ from tests.collector.core.workload import Source, layouts, rules
 from tocsin_collector.core.agents import Agent
 from tocsin_collector.core.detector import Detector
 from tocsin_collector.core.layouts import Layouts
+from tocsin_collector.core.model import Device
 from tocsin_collector.core.rules import RuleSet
 from tocsin_collector.core.series import COLUMNS, Catalogue
 
 START_MS = 1_700_000_000_000
 AGENT = "edge-1"
+HOST = Device(AGENT, "plant", is_agent=True)
 
 
 class Rig:
@@ -25,13 +27,14 @@ class Rig:
         self.detector = Detector(self.catalogue)
         self.detector.set = the_rules
         self.layouts = Layouts(self.catalogue, self.detector, lambda sid: 0)
+        self.layouts.devices = {AGENT: HOST}
         self.agent = Agent(AGENT)
 
     def restarted(self) -> "Rig":
         """The same state in new objects, by way of what a snapshot holds."""
         other = Rig(self.detector.set)
         for info in self.catalogue.info:
-            other.catalogue.add(info, other.detector.set.compile(info, None))
+            other.catalogue.add(info, other.detector.set.compile(info, HOST))
         for name in COLUMNS:
             count = self.catalogue.count
             getattr(other.catalogue, name)[:count] = getattr(self.catalogue, name)[:count]
@@ -40,7 +43,7 @@ class Rig:
             count = self.catalogue.count
             getattr(other.catalogue, name)[:count] = getattr(self.catalogue, name)[:count]
         for layout, where in self.agent.layouts.items():
-            other.layouts.adopt(other.agent, layout, where.declared)
+            other.layouts.adopt(other.agent, layout, where.declared, [])
         return other
 
 
@@ -62,7 +65,7 @@ def play(seed: int, shots: int = 150) -> None:
     for _ in range(shots):
         shot = source.shot(rng.choice(all_layouts))
         declared = rig.agent.layouts[shot.layout.id].declared
-        rig.layouts.apply(rig.agent, shot.section, 0, [])
+        rig.layouts.apply(rig.agent, shot.section, 0, shot.made_ms, [])
         for position, number, at_ms in shot.samples:
             oracle.sample(declared[position], number, at_ms)
         if shot.made_ms > watermark and rng.random() < 0.7:

@@ -94,5 +94,8 @@ def test_a_silent_agent_that_never_sent_a_frame_resolves_when_it_is_heard() -> N
         START_MS, START_MS, START_MS, was_told=True, notices=1,
     )  # fmt: skip
     start = truth(incidents=(silent,), with_layout=False)
-    engine, _ = play(start, (AT_MS + 1_000, PulseIn("agent-0", Pulse(Clock(AT_MS + 1_000, 1_000, 1)))))
+    clock = Clock(AT_MS + 1_000, 1_000, 1)
+    engine, _ = play(start, (AT_MS + 1_000, PulseIn("agent-0", Pulse(clock))))
+    assert engine.book.incidents["I-7"].state is IncidentState.OPEN, "a pulse is no proof that it measures"
+    engine, _ = play(start, (AT_MS + 1_000, FrameIn("agent-0", b"s", Frame(1, 0, clock))))
     assert engine.book.incidents["I-7"].state is IncidentState.RESOLVED
