@@ -73,8 +73,9 @@ def _end(engine: "Engine", now_ms: int, out: list[Effect]) -> None:
         tracker = engine.synced(info.device)
         if tracker is not None:
             out += engine.stamped(tracker.change(now_ms, key, rule.impact, False))
-        kind, facts = ("rule_gone", {"rule": rule.id}) if info.device in engine.devices else ("device_gone", {})
-        engine.book.clear(key, now_ms, Step(now_ms, kind, {**facts, "device": info.device}))
+        facts: dict[str, str | int | float] = {"rule": rule.id, "device": info.device}
+        is_known = info.device in engine.devices
+        engine.book.clear(key, now_ms, Step(now_ms, "rule_gone" if is_known else "device_gone", facts))
 
 
 def _track(engine: "Engine", now_ms: int, out: list[Effect]) -> None:
