@@ -181,7 +181,7 @@ class Story:
                     return found
             except remote.Failed as error:
                 if error.exit_code != exits.UNREACHABLE:  # busy for a moment: asked again until the time is over
-                    raise StageError(f"collector: {error}") from error
+                    raise StageError(N_("{part}: {problem}"), part="collector", problem=error) from error
             if time.monotonic() >= end_s:
                 raise Lost(self._talk.language.t("not seen in time: {what}", what=self._talk.language.t(what)))
             time.sleep(LOOK_EVERY_S)

@@ -27,11 +27,13 @@ from tocsin_collector.demo import plant
 from tocsin_collector.demo.devices import ENV_COMMUNITY
 from tocsin_collector.demo.plant import Folders, Secrets
 from tocsin_collector.demo.receiver import Receiver
+from tocsin_collector.i18n import N_, language
 
 START_S_MAX = 30.0
 STOP_S_MAX = 5.0
 LOOK_EVERY_S = 0.05
-LOG_CHARS_SHOWN = 2000
+LOG_CHARS_MAX = 8000
+LOG_LINES_SHOWN = 12
 ORDER_S_MAX = 5.0
 # What would tell the demo's processes something about another installation of this machine.
 FOREIGN = ("TOCSIN_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "CONFIGURATION_DIRECTORY", "NOTIFY_SOCKET")
@@ -40,7 +42,12 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopba
 
 
 class StageError(Exception):
-    """A part of the demo did not start or does not answer; says which, and what it said."""
+    """A part of the demo did not start or does not answer. text: to be translated; said: its own last words."""
+
+    def __init__(self, text: str, said: str = "", /, **facts: object) -> None:
+        super().__init__(language("en").t(text, **facts))
+        self.text, self.facts = text, facts
+        self.said = said.strip().splitlines()[-LOG_LINES_SHOWN:]
 
 
 class Stage:
@@ -84,12 +91,12 @@ class Stage:
         plant.write_plant(self.folders, self._ports(devices))
         self._on_step("collector")
         self._launch("collector", program("tocsin-collector"), "run", *self._collector())
-        self.url = f"http://127.0.0.1:{self._until('collector', self._web_port, 'its port')}"
+        self.url = f"http://127.0.0.1:{self._until('collector', self._web_port)}"
         self.api = self._exit.enter_context(self._log_in())
         self._on_step("agent")
         self._enrol()
         self._launch("agent", program("tocsin-agent"), "run", *self._agent())
-        self._until("agent", self._has_samples, "its first sample")
+        self._until("agent", self._has_samples)
         self.first_sample_s = time.monotonic() - self._began_s
 
     def order(self, **order: Any) -> None:
@@ -100,16 +107,16 @@ class Stage:
             devices.stdin.write(json.dumps(order).encode() + b"\n")
             devices.stdin.flush()
         except OSError as error:
-            raise StageError(self._ended("devices", "cannot be told anything")) from error
+            raise self._failed("devices", N_("{part}: cannot be told anything")) from error
         answer = json.loads(self._line("devices", devices, ORDER_S_MAX))
         if "error" in answer:
-            raise StageError(f"devices: {answer['error']}")
+            raise StageError(N_("{part}: {problem}"), part="devices", problem=answer["error"])
 
     def check(self) -> None:
         """Raises StageError when one of the processes has ended."""
         for name, process in self._processes.items():
             if process.poll() is not None:
-                raise StageError(self._ended(name, f"has ended with code {process.returncode}"))
+                raise self._failed(name, N_("{part}: has ended with code {code}"), code=process.returncode)
 
     def metric(self, name: str) -> float:
         """The collector's own figure of that name, from /metrics; 0 when it is not there."""
@@ -117,7 +124,7 @@ class Stage:
             with _OPENER.open(f"{self.url}/metrics", timeout=ORDER_S_MAX) as answer:
                 lines = answer.read().decode().splitlines()
         except OSError as error:
-            raise StageError(f"collector: /metrics: {error}") from error
+            raise StageError(N_("{part}: {problem}"), part="/metrics", problem=error) from error
         for line in lines:
             words = line.split()
             if len(words) == 2 and words[0] == name:
@@ -158,10 +165,12 @@ class Stage:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise StageError(f"{name} {arguments[0]}: did not end within {START_S_MAX:g} s") from error
+            text = N_("{part}: did not end within {n} s")
+            raise StageError(text, part=f"{name} {arguments[0]}", n=f"{START_S_MAX:g}") from error
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace")[-LOG_CHARS_SHOWN:].strip()
-            raise StageError(f"{name} {arguments[0]}: {said}")
+            said = done.stderr.decode(errors="replace")[-LOG_CHARS_MAX:]
+            text = N_("{part}: has ended with code {code}")
+            raise StageError(text, said, part=f"{name} {arguments[0]}", code=done.returncode)
 
     def _end(self) -> None:
         """All of them, newest first: an agent that still has a collector ends without a word of complaint."""
@@ -212,10 +221,10 @@ class Stage:
             selector.register(process.stdout, selectors.EVENT_READ)
             line = process.stdout.readline() if selector.select(timeout_s) else b""
         if not line:
-            raise StageError(self._ended(name, "does not answer"))
+            raise self._failed(name, N_("{part}: does not answer"))
         return line
 
-    def _until(self, name: str, look: Callable[[], Any], what: str) -> Any:
+    def _until(self, name: str, look: Callable[[], Any]) -> Any:
         """What `look` finds, as soon as it finds something. Raises StageError."""
         end_s = time.monotonic() + START_S_MAX
         while time.monotonic() < end_s:
@@ -223,7 +232,7 @@ class Stage:
             if found := look():
                 return found
             time.sleep(LOOK_EVERY_S)
-        raise StageError(self._ended(name, f"{what} has not come within {START_S_MAX:g} s"))
+        raise self._failed(name, N_("{part}: not ready within {n} s"), n=f"{START_S_MAX:g}")
 
     def _web_port(self) -> int:
         try:
@@ -238,12 +247,12 @@ class Stage:
         except remote.Failed:
             return False  # the host is known a moment after its enrolment
 
-    def _ended(self, name: str, what: str) -> str:
+    def _failed(self, name: str, text: str, **facts: object) -> StageError:
         try:
             said = (self.folders.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             said = ""
-        return f"{name}: {what}" + (f"; it said:\n{said[-LOG_CHARS_SHOWN:].strip()}" if said.strip() else "")
+        return StageError(text, said[-LOG_CHARS_MAX:], part=name, **facts)
 
 
 # ------------------------------------------------------------------------------------------------------------- leaves
@@ -265,7 +274,7 @@ def program(name: str) -> str:
     beside = Path(sysconfig.get_path("scripts")) / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise StageError(f"the command {name} is not installed: pip install 'tocsin[all]'")
+        raise StageError(N_("the command {name} is not installed: pip install 'tocsin[all]'"), name=name)
     return found
 
 
@@ -280,4 +289,5 @@ def check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise StageError(f"port {port}: {error.strerror}; name another with --port, or none") from error
+            text = N_("port {port}: {problem}; name another with --port, or none")
+            raise StageError(text, port=port, problem=error.strerror) from error

@@ -66,7 +66,9 @@ def demo(headless: bool, seconds: int, as_json: bool, port: int, lang: str | Non
                 stage.start()
                 return _play(stage, talk, began_s + seconds - WIND_UP_S if headless else 0.0, as_json)
         except StageError as error:
-            raise remote.Failed(exits.PROBLEM, "demo", str(error)) from error
+            for line in error.said:
+                click.echo(output.safe(f"  {line}"), err=True)
+            raise remote.Failed(exits.PROBLEM, "demo", chosen.t(error.text, **error.facts)) from error
         except KeyboardInterrupt:
             talk(N_("Stopped; nothing is left running."))
             return exits.INTERRUPTED if headless else exits.OK
@@ -98,7 +100,7 @@ def _judge(stage: Stage, talk: Talk, story: Story, lost: str, as_json: bool) -> 
         samples = int(stage.metric("tocsin_samples_total"))
         books = Books(stage.api, stage.started_ms, time.time_ns() // 1_000_000)
     except remote.Failed as error:
-        raise StageError(f"collector: {error}") from error
+        raise StageError(N_("{part}: {problem}"), part="collector", problem=error) from error
     result = figures.result(books, stage.receiver.notices, samples, story.found)
     wrong = [*([lost] if lost else []), *figures.problems(books, result, stage.receiver.refused, talk.language.t)]
     for other in books.faults:
