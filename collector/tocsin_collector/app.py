@@ -130,6 +130,7 @@ class Collector:
             clock=self._clock,
             new_uuid=lambda: str(uuid4()),
             connected=self._ingest.connected,
+            held=self._keeper.held,
             on_enrolled=self._keeper.enrolled,
         )
         source = f"tocsin://{config.names[0] if config.names else gethostname()}"
@@ -212,6 +213,9 @@ class Collector:
             log.error(
                 "configuration not taken, the old one stays in force", problems=[str(p) for p in error.problems[:20]]
             )
+        except Exception as error:
+            # Whatever it is: a file that someone has just edited must not end what watches the plant.
+            log.error("configuration not taken, the old one stays in force", exc_info=error)
         self._notifier.ready()
 
     # ----------------------------------------------------------------------------------------------------- its parts

@@ -14,10 +14,11 @@ import msgspec
 
 from tocsin_collector import registry_file, rules_file
 from tocsin_collector.config import CollectorConfig, Paths
-from tocsin_collector.core import registry as core
 from tocsin_collector.core.model import Config, Device, Registry, Rule, Settings, Site, SnmpAccess
 from tocsin_collector.registry_file import Origins, RegistryFiles
 from tocsin_proto import records
+from tocsin_proto.codec import WireError, encode_collector
+from tocsin_proto.limits import DEVICES_MAX
 from tocsin_proto.settings import Duration, Problem, SettingsError
 
 DEFAULT_SITE = "default"  # where a host belongs that was enrolled without a site, when there is not exactly one
@@ -90,7 +91,9 @@ def compose(sources: Sources, enrolled: Iterable[Enrolled], in_force: Config | N
     A host that enrolled is a device of its site, merged with the registry's stanza of the same id if there is one.
     """
     registry = _join(sources.files.registry, sorted(enrolled))
-    problems = registry_file.problems_of(registry, sources.files.origins)
+    origins = sources.files.origins
+    problems = registry_file.problems_of(registry, origins)
+    problems += [origins.problem(path, problem) for path, problem in _beyond_an_agent(registry)]
     if problems:
         raise SettingsError(problems)
     config = Config(registry=registry, rules=sources.rules, settings=sources.settings)
@@ -113,11 +116,30 @@ def digest(config: Config) -> bytes:
     return hashlib.blake2b(msgspec.msgpack.encode(content, order="deterministic"), digest_size=16).digest()
 
 
+def assignments(registry: Registry) -> dict[str, records.Assignment]:
+    """agent -> what it is to watch, for every agent of the registry."""
+    polled = _polled(registry)
+    return {device.id: _assignment(polled.get(device.id, [])) for device in registry.devices if device.is_agent}
+
+
 def assignment(registry: Registry, agent: str) -> records.Assignment:
     """What `agent` is to watch beyond its own host. The etag is the content's hash; nothing to watch has one too."""
+    return _assignment(_polled(registry).get(agent, []))
+
+
+def _polled(registry: Registry) -> dict[str, list[Device]]:
+    """agent -> the devices that it asks by SNMP."""
+    polled: dict[str, list[Device]] = {}
+    for device in registry.devices:
+        if device.snmp is not None and device.watched_by != device.id:
+            polled.setdefault(device.watched_by, []).append(device)
+    return polled
+
+
+def _assignment(polled: Iterable[Device]) -> records.Assignment:
     devices = tuple(
         records.AssignedDevice(device.id, device.address, "snmp", snmp_settings(device.snmp))
-        for device in sorted(core.watched_by(registry, agent), key=lambda device: device.id)
+        for device in sorted(polled, key=lambda device: device.id)
         if device.snmp is not None
     )
     content = hashlib.blake2b(msgspec.msgpack.encode(devices), digest_size=8)
@@ -137,6 +159,42 @@ def snmp_settings(access: SnmpAccess) -> bytes:
             retries=access.retries,
         )
     )
+
+
+def _beyond_an_agent(registry: Registry) -> list[tuple[str, str]]:
+    """(path, problem) of what no agent could be told, or may not be: judged here, while the old configuration still holds.
+
+    Also for agents that have yet to enrol: their enrolment must not be what fails.
+    """
+    problems = []
+    for device in registry.devices:
+        if device.is_agent and (device.snmp is not None or device.watched_by not in ("", device.id)):
+            said = f"a host with an agent of its own speaks for itself, {device.watched_by} cannot watch it too"
+            problems.append(
+                (f"device.{device.id}.watched_by", f"{said}; revoke that agent, or give the device another id")
+            )
+    for agent, polled in _polled(registry).items():
+        # Named is the first device that is too much, in the order of the files: that is where someone was writing.
+        if len(polled) > DEVICES_MAX:
+            said = f"{agent} is given {len(polled)} devices, at most {DEVICES_MAX} are allowed"
+            problems.append((f"device.{polled[DEVICES_MAX].id}.watched_by", f"{said}; give some to another agent"))
+            continue
+        try:
+            encode_collector(_assignment(polled))
+        except WireError as error:
+            problems.append(_unsendable(agent, polled, error))
+    return problems
+
+
+def _unsendable(agent: str, polled: list[Device], error: WireError) -> tuple[str, str]:
+    """The one device that cannot be sent as it is written, or else the list as a whole."""
+    for device in polled:
+        try:
+            encode_collector(_assignment([device]))
+        except WireError as own:
+            return f"device.{device.id}", f"{own.path.rpartition('.')[2]}: {own.problem}"
+    said = f"the {len(polled)} devices of {agent} together make too large a message ({error.problem})"
+    return f"device.{polled[-1].id}.watched_by", f"{said}; give some to another agent"
 
 
 def _join(registry: Registry, enrolled: list[Enrolled]) -> Registry:

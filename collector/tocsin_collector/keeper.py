@@ -12,9 +12,10 @@ import structlog
 
 from tocsin_collector import configuration
 from tocsin_collector.configuration import Enrolled, Sources
-from tocsin_collector.core.model import Config
+from tocsin_collector.core.model import Config, Device, Registry
 from tocsin_collector.ingest.roster import Agent
 from tocsin_proto import records
+from tocsin_proto.settings import SettingsError
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,7 @@ class Keeper:
         self._pipeline = pipeline
         self._agents = agents
         self._sources: Sources | None = None
+        self._held: dict[str, Device] = {}
         self._assigned: dict[str, str] = {}  # agent -> etag
         self._turn = asyncio.Lock()
 
@@ -56,14 +58,23 @@ class Keeper:
             sources = await asyncio.to_thread(self._read)
             await self._put_in_force(sources)
             self._sources = sources
+            self._held = held_names(sources.files.registry)
             return self.in_force
+
+    def held(self, name: str) -> Device | None:
+        """What the files say of this name; None when it is free. May be asked from any thread."""
+        return self._held.get(name)
 
     async def enrolled(self, name: str, site: str, hostname: str) -> None:
         """A host has enrolled: it is part of the registry before it has its certificate."""
         async with self._turn:
             await self._agents.refresh()
             assert self._sources is not None, "enrolments are served after the first reload"
-            await self._put_in_force(self._sources)
+            try:
+                await self._put_in_force(self._sources)
+            except SettingsError as error:
+                # It was let in while the files changed: it has its certificate, and the files have to give way or it has.
+                log.error("enrolled host is not part of the registry", agent=name, problems=str(error).splitlines())
 
     async def revoked(self) -> None:
         """A host's certificate was revoked."""
@@ -89,10 +100,14 @@ class Keeper:
         self._assign(config)
 
     def _assign(self, config: Config) -> None:
-        for device in config.registry.devices:
-            if not device.is_agent:
-                continue
-            assignment = configuration.assignment(config.registry, device.id)
-            if self._assigned.get(device.id) != assignment.etag:
-                self._agents.assign(device.id, assignment)
-                self._assigned[device.id] = assignment.etag
+        for agent, assignment in configuration.assignments(config.registry).items():
+            if self._assigned.get(agent) != assignment.etag:
+                self._agents.assign(agent, assignment)
+                self._assigned[agent] = assignment.etag
+
+
+def held_names(registry: Registry) -> dict[str, Device]:
+    """The names that the files hold: every device, and whoever is to watch one."""
+    held = {device.watched_by: Device(id=device.watched_by, site=device.site) for device in registry.devices}
+    held.pop("", None)
+    return held | {device.id: device for device in registry.devices}

@@ -169,9 +169,14 @@ def _read(text: str, filename: str) -> tuple[dict[str, Any], dict[KeyPath, str]]
         raise SettingsError([_syntax_problem(str(exc), text, filename)]) from exc
     except RecursionError as exc:
         raise SettingsError([Problem(filename, "", "nested too deeply")]) from exc
+    except ValueError as exc:  # Python reads no whole number of more than some thousand digits
+        found = _ENDLESS_NUMBER.search(text)
+        place = f"{filename}:{text.count(chr(10), 0, found.start()) + 1}" if found else filename
+        raise SettingsError([Problem(place, "", "a whole number with thousands of digits")]) from exc
     return data, {path: f"{filename}:{line}" for path, line in scan(text).items()}
 
 
+_ENDLESS_NUMBER: Final = re.compile(r"\d[\d_]{1000,}")
 _SYNTAX_HINTS: Final = {
     "Invalid value": 'text stands in quotes, as in name = "press 7"',
     "Cannot overwrite a value": "the key stands twice, keep one",
@@ -240,7 +245,7 @@ def _environment_value(type_: type, path: KeyPath, text: str) -> object:
     """As TOML when that is what the key wants, else as it stands: 10s needs no quotes, and neither does the name 007."""
     try:
         table = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not TOML, or a number without end
         return text
     if list(table) != ["value"]:
         return text

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.ingest_rig import csr_of, new_key
 
 from tocsin_agent.identity import parse_token
+from tocsin_collector.core.model import Device, SnmpAccess
 from tocsin_collector.ingest import roster, tokens
 from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.ingest.enrolment import Application, Declined, Enrolled, admit, name_of, settle
@@ -54,7 +55,13 @@ class Database:
         uuid = f"uuid-{self.applications}"
         application = Application(secret, csr_of(new_key()), hostname, machine, "192.0.2.1", uuid, now_ms)
         return self.do(
-            partial(admit, application=application, authority=self.authority, connected=more.get("connected", ()))
+            partial(
+                admit,
+                application=application,
+                authority=self.authority,
+                connected=more.get("connected", ()),
+                held=more.get("held", {}).get,
+            )
         )
 
 
@@ -213,10 +220,56 @@ NAMES: dict[str, tuple[str, str, str, list[Agent], set[str], str]] = {
 def test_names_are_settled(what: str) -> None:
     device, hostname, machine, known, connected, expected = NAMES[what]
     try:
-        outcome = settle(device, hostname, machine, known, connected)
+        outcome = settle(device, hostname, machine, known, connected, lambda name: None)
     except Declined as declined:
         outcome = declined.code
     assert outcome == expected
+
+
+OTHER = "PERMISSION_DENIED"
+# (what the registry says of the name "edge-1", device in the token, agents known) -> name, or the code of the refusal
+HELD: dict[str, tuple[Device, str, list[Agent], str]] = {
+    "a token for any host": (Device("edge-1", "s"), "", [], OTHER),
+    "a token for any host, from the machine that had the name": (
+        Device("edge-1", "s"), "", [agent("edge-1", "m1")], OTHER,
+    ),
+    "a token for this device": (Device("edge-1", "s"), "edge-1", [], "edge-1"),
+    "a token for this device, which another agent watches": (
+        Device("edge-1", "s", watched_by="probe-1"), "edge-1", [], OTHER,
+    ),
+    "a token for this device, which is polled": (
+        Device("edge-1", "s", watched_by="edge-1", snmp=SnmpAccess()), "edge-1", [], OTHER,
+    ),
+    "a token for this device, which it watches itself": (
+        Device("edge-1", "s", watched_by="edge-1"), "edge-1", [], "edge-1",
+    ),
+    "a host by another name, whose machine had this one": (Device("edge-1", "s"), "", [agent("edge-1", "m1")], OTHER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_a_name_of_the_registry_is_given_only_to_a_token_made_for_it(what: str) -> None:
+    stanza, device, known, expected = HELD[what]
+    hostname = "x" if "another name" in what else "edge-1"
+    try:
+        outcome = settle(device, hostname, "m1", known, set(), {"edge-1": stanza}.get)
+    except Declined as declined:
+        outcome = declined.code
+    assert outcome == expected
+
+
+def test_a_machine_refused_for_a_name_of_the_registry_has_not_used_up_its_token(database: Database) -> None:
+    database.token()
+    stanza = Device("edge-1", "s", watched_by="probe-1", snmp=SnmpAccess())
+
+    refused = database.apply(held={"edge-1": stanza})
+
+    assert isinstance(refused, Declined)
+    assert "probe-1 watches" in refused.reason
+    assert not refused.counts
+    assert database.rows("SELECT uses_left FROM enrolment_token") == [(1,)]
+    assert database.rows("SELECT count(*) FROM agent") == [(0,)]
+    assert isinstance(database.apply(hostname="edge-2", held={"edge-1": stanza}), Enrolled)
 
 
 @given(st.text(max_size=300))

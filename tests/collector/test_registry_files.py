@@ -155,6 +155,40 @@ def test_the_etag_of_an_assignment_changes_with_its_content_and_only_then(tmp_pa
     assert configuration.assignment(registry, "edge-3").devices == ()
 
 
+def polled(count: int, agent: str, address: str = "192.0.2.1") -> tuple[Device, ...]:
+    return tuple(
+        Device(f"d-{n}", "plant", address=address, watched_by=agent, snmp=SnmpAccess(), is_agent=False)
+        for n in range(count)
+    )
+
+
+def test_more_devices_than_an_agent_can_be_told_are_refused_where_they_are_written(tmp_path: Path) -> None:
+    head = '[[site]]\nid = "plant"\n'
+    stanza = '[[device]]\nid = "d-{}"\nsite = "plant"\naddress = "192.0.2.1"\nwatched_by = "edge-1"\nsnmp = {{}}\n'
+    written = sources(tmp_path, head + "".join(stanza.format(n) for n in range(3)))
+    many = Registry(0, written.files.registry.sites, polled(20_001, "edge-1"))
+    with pytest.raises(SettingsError) as caught:
+        configuration.compose(written._replace(files=written.files._replace(registry=many)), [EDGE_1], None)
+    assert [p.what for p in caught.value.problems] == [
+        "edge-1 is given 20001 devices, at most 20000 are allowed; give some to another agent"
+    ]
+    long = Registry(0, written.files.registry.sites, polled(3, "edge-1", "a" * 1025))
+    with pytest.raises(SettingsError) as caught:
+        configuration.compose(written._replace(files=written.files._replace(registry=long)), [EDGE_1], None)
+    assert str(caught.value) == f"{tmp_path}/plant.toml:3: device.d-0: address: 1025 characters, at most 1024"
+    large = Registry(0, written.files.registry.sites, polled(19_000, "edge-1", "a" * 200))
+    with pytest.raises(SettingsError, match="the 19000 devices of edge-1 together make too large a message"):
+        configuration.compose(written._replace(files=written.files._replace(registry=large)), [EDGE_1], None)
+
+
+def test_every_agent_is_assigned_what_it_watches_in_one_go(tmp_path: Path) -> None:
+    enrolled = [EDGE_1, Enrolled("edge-2", "plant"), Enrolled("edge-3", "plant")]
+    registry = configuration.compose(sources(tmp_path, SWITCHES), enrolled, None).registry
+    every = configuration.assignments(registry)
+    assert sorted(every) == ["edge-1", "edge-2", "edge-3"]
+    assert all(every[agent] == configuration.assignment(registry, agent) for agent in every)
+
+
 def test_a_folder_that_is_not_there_is_an_empty_registry(tmp_path: Path) -> None:
     assert registry_file.read(tmp_path / "none").registry == Registry()
 

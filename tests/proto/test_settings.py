@@ -182,6 +182,12 @@ def test_nesting_without_end_is_refused() -> None:
         settings.parse(Agent, "a = " + "[" * 5000 + "]" * 5000, "x.toml")
 
 
+def test_a_number_without_end_is_refused_on_its_line() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.parse(Host, f'interval = "1s"\nprocesses_max = {"9" * 5000}\n', "agent.toml")
+    assert str(caught.value) == "agent.toml:2: a whole number with thousands of digits"
+
+
 def test_a_secret_is_never_in_a_message() -> None:
     with pytest.raises(SettingsError) as wrong:
         settings.parse(

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from grpc import aio
 
+from tocsin_collector.core.model import Device
 from tocsin_collector.ingest import roster, tokens
 from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.ingest.enrolment import EnrolmentServer
@@ -180,6 +181,7 @@ class Rig:
     port: int = 0
     enrol_port: int = 0
     enrolled: list[tuple[str, str, str]] = field(default_factory=list)
+    held: dict[str, Device] = field(default_factory=dict)  # what the registry's files say, by name
     channels: list[aio.Channel] = field(default_factory=list)
 
     def clock(self) -> int:
@@ -244,6 +246,7 @@ async def rig(
         clock=clock,
         new_uuid=lambda: str(uuid4()),
         connected=ingest.connected,
+        held=lambda name: made[0].held.get(name),
         on_enrolled=on_enrolled,
     )
     one = Rig(folder, authority, pipeline, ingest, enrolment)

@@ -20,6 +20,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from tocsin_collector.core.model import Device
 from tocsin_collector.ingest import roster, tokens
 from tocsin_collector.ingest.attempts import Attempts, address_of
 from tocsin_collector.ingest.authority import Authority, RequestError, requested_key, spki
@@ -74,12 +75,39 @@ class Enrolled:
     certificate_pem: bytes
 
 
-def settle(device: str, hostname: str, machine: str, known: Sequence[Agent], connected: Collection[str]) -> str:
+Held = Callable[[str], Device | None]
+
+
+def settle(
+    device: str, hostname: str, machine: str, known: Sequence[Agent], connected: Collection[str], held: Held
+) -> str:
     """The name under which a machine is enrolled. Raises Declined.
 
     device: what the token says, "" for any. known: the agents that have this name or this machine's hash.
-    A machine keeps its name, also after a re-installation; nobody takes the name of another machine.
+    held(name): what the registry says of this name. A machine keeps its name, also after a re-installation; nobody takes
+    the name of another machine, nor that of a device which the registry holds, unless the token was made for it.
     """
+    name = _name(device, hostname, machine, known, connected)
+    stanza = held(name)
+    if stanza is None:
+        return name
+    if stanza.snmp is not None or stanza.watched_by not in ("", name):
+        raise Declined(
+            "PERMISSION_DENIED",
+            f"{name} is in the registry as a device that {stanza.watched_by} watches, not as a host with an agent; make a "
+            "token for another name, or take watched_by and snmp out of its stanza",
+        )
+    if device != name:
+        raise Declined(
+            "PERMISSION_DENIED",
+            f"{name} is a name of the registry, and this token is for any host; make one for it with "
+            f"`tocsin token create --device {name}`, or give this host another name",
+        )
+    return name
+
+
+def _name(device: str, hostname: str, machine: str, known: Sequence[Agent], connected: Collection[str]) -> str:
+    """The same without the registry."""
     wanted = device or name_of(hostname)
     if not wanted:
         raise Declined("INVALID_ARGUMENT", f"host name {hostname!r} makes no name; name the device in the token")
@@ -114,7 +142,7 @@ _NAME_CHARS_MAX = 63
 
 
 async def admit(
-    connection: Statements, application: Application, authority: Authority, connected: Collection[str]
+    connection: Statements, application: Application, authority: Authority, connected: Collection[str], held: Held
 ) -> Enrolled | Declined:
     """Operation: judge the token, settle the name, sign, write. What it returns is committed, a refusal's audit too."""
     now_ms = application.now_ms
@@ -124,7 +152,7 @@ async def admit(
         if token is None or not token.is_usable(now_ms) or not await tokens.consume(connection, token, now_ms):
             why = "unknown token" if token is None else f"token {token.id} expired, used up or revoked"
             raise Declined("PERMISSION_DENIED", _UNUSABLE, counts=True, audit=why)
-        agent = await _enlist(connection, application, token, connected)
+        agent = await _enlist(connection, application, token, connected, held)
         issued = authority.issue_agent(application.csr_der, application.uuid, now_ms)
     except Declined as declined:
         if token is not None and not declined.counts:
@@ -138,13 +166,13 @@ async def admit(
 
 
 async def _enlist(
-    connection: Statements, application: Application, token: tokens.Token, connected: Collection[str]
+    connection: Statements, application: Application, token: tokens.Token, connected: Collection[str], held: Held
 ) -> Agent:
     wanted = token.device or name_of(application.hostname)
     known = await roster.select(
         connection, "WHERE name = ? OR (machine <> '' AND machine = ?)", wanted, application.machine
     )
-    name = settle(token.device, application.hostname, application.machine, known, connected)
+    name = settle(token.device, application.hostname, application.machine, known, connected, held)
     before = next((agent for agent in known if agent.name == name), None)
     if before is None and await roster.count(connection) >= AGENTS_MAX:
         raise Declined("RESOURCE_EXHAUSTED", f"this collector has {AGENTS_MAX} agents, which is its bound")
@@ -172,7 +200,8 @@ class EnrolmentServer:
     """The listener without client certificates. Serves Enrol and nothing else.
 
     listen: "host:port", port 0 for any. collector: "host:port" of the Ingest listener as agents reach it.
-    connected(): the names of the agents that have a stream. on_enrolled(name, site, hostname) is awaited before the
+    connected(): the names of the agents that have a stream. held(name): the registry's own stanza of this name, asked
+    within the writer's transaction. on_enrolled(name, site, hostname) is awaited before the
     machine has its answer, so that the collector knows the agent when it comes.
     """
 
@@ -186,6 +215,7 @@ class EnrolmentServer:
         clock: Callable[[], int],
         new_uuid: Callable[[], str],
         connected: Callable[[], Collection[str]],
+        held: Held,
         on_enrolled: Callable[[str, str, str], Awaitable[None]],
     ) -> None:
         self.collector = collector
@@ -195,6 +225,7 @@ class EnrolmentServer:
         self._clock = clock
         self._new_uuid = new_uuid
         self._connected = connected
+        self._held = held
         self._on_enrolled = on_enrolled
         self._at_once = asyncio.Semaphore(_AT_ONCE_MAX)
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -237,7 +268,11 @@ class EnrolmentServer:
     async def _settle(self, raw: bytes, address: str) -> bytes:
         application = self._application(raw, address)
         operation = partial(
-            admit, application=application, authority=self._authority, connected=frozenset(self._connected())
+            admit,
+            application=application,
+            authority=self._authority,
+            connected=frozenset(self._connected()),
+            held=self._held,
         )
         outcome = await self._pipeline.administer(operation)
         if isinstance(outcome, Declined):
