@@ -313,7 +313,9 @@ def incidents_have_causes(world: World, agent: AgentNode, said: Expected, remain
             for (body,) in remains.all('SELECT body FROM incident WHERE "key" = ?', key)
         ]
         for one in incidents:
-            near = any(abs(one.opened_ms - start) <= slack_ms for start, _ in raised)
+            near = any(abs(one.opened_ms - start) <= slack_ms for start, _ in raised) or _is_back(
+                one, incidents, raised
+            )
             assert near, f"causeless: {one.id} {key} opened at {one.opened_ms - START_MS}, raised {_rel(raised)}"
         for start, _ in raised:
             is_found = any(
@@ -323,9 +325,15 @@ def incidents_have_causes(world: World, agent: AgentNode, said: Expected, remain
             assert is_found, f"missed: {key} was raised at {start - START_MS} and has no incident"
 
 
+    heard = [row.received_ms for row in remains.rows if row.agent == agent.name and row.kind == "frame"]
+    """A person had resolved the one before, and the finding, raised all the while, was breached once more."""
+    by_hand = {other.opened_ms for other in incidents if any(step.kind == "resolved_by" for step in other.decision)}
+    return any(start <= before < one.opened_ms <= end for start, end in raised for before in by_hand)
+
+
 def silence_is_real(world: World, agent: AgentNode, remains: Remains) -> None:
-    """An agent is silent only when a running collector has not heard of it for long enough."""
-    heard = [row.received_ms for row in remains.rows if row.agent == agent.name]
+    """An agent is silent only when a running collector has had no frame of it for long enough; that it lives is not enough."""
+    heard = [row.received_ms for row in remains.rows if row.agent == agent.name and row.kind == "frame"]
     for opened_ms, detected_ms in remains.all(
         'SELECT opened_ms, detected_ms FROM incident WHERE "key" = ?', f"agent-silent/{agent.name}"
     ):
