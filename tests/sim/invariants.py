@@ -325,7 +325,7 @@ def incidents_have_causes(world: World, agent: AgentNode, said: Expected, remain
             assert is_found, f"missed: {key} was raised at {start - START_MS} and has no incident"
 
 
-    heard = [row.received_ms for row in remains.rows if row.agent == agent.name and row.kind == "frame"]
+def _is_back(one: Incident, incidents: list[Incident], raised: list[tuple[int, int]]) -> bool:
     """A person had resolved the one before, and the finding, raised all the while, was breached once more."""
     by_hand = {other.opened_ms for other in incidents if any(step.kind == "resolved_by" for step in other.decision)}
     return any(start <= before < one.opened_ms <= end for start, end in raised for before in by_hand)
