@@ -14,10 +14,10 @@ demo: $(READY)  ## play the main job on this machine: collector, agent, simulate
 	@$(BIN)/tocsin demo $(ARGS)
 
 test: $(READY) debian-test  ## all the set-up, then every test of the first tier (<= 8 min)
-	$(BIN)/pytest -q -n $(WORKERS) -m "not soak and not check and not browser" $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not soak and not check and not browser" $(ARGS)
 
 check: lint types test debian-check  ## what CI runs: lint, types, tests, sampled seeds, browser, headless demo (<= 25 min)
-	$(BIN)/pytest -q -n $(WORKERS) -m "(check or browser) and not soak"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "(check or browser) and not soak"
 	$(BIN)/python scripts/proto.py --check
 	@$(BIN)/tocsin demo --headless --seconds 90 --json
 

@@ -202,7 +202,9 @@ def state_folder(settings: AgentSettings, environ: Mapping[str, str]) -> Path:
         return Path(settings.state).expanduser()
     if given := environ.get("STATE_DIRECTORY"):
         return Path(given.partition(":")[0])
-    return _folder(environ, Path("/var/lib/tocsin"), "XDG_STATE_HOME", ".local/state") / "agent"
+    if sys.platform != "win32" and os.geteuid() == 0:
+        return Path("/var/lib/tocsin-agent")  # where the systemd unit looks, so that an enrolment by hand is found
+    return _folder(environ, Path(), "XDG_STATE_HOME", ".local/state") / "agent"
 
 
 def _folder(environ: Mapping[str, str], system: Path, variable: str, beneath_home: str) -> Path:

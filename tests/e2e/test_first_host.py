@@ -16,6 +16,7 @@ from tests.support.snmpd import free_udp_port
 
 from tocsin_proto import exits
 
+pytestmark = pytest.mark.xdist_group("first-host")  # one site, in one worker
 HOST, SWITCH, CONTROLLER = "edge-1", "sw-hall-3", "plc-press-7"
 
 # Nobody answers on this port: the switch is out of reach from the first poll on, and so is what stands behind it.

@@ -31,8 +31,8 @@ PASSWORD_FILE_BYTES_MAX = 4096
 WORDS = Words(DOMAIN, LOCALE)
 t = WORDS.t
 # What `init` makes.
-PARTS = (N_("settings"), N_("registry"), N_("rules"), N_("secrets"), N_("certificate authority"), N_("store"))
-PARTS += (N_("administrator"),)
+PARTS = [N_("settings"), N_("registry"), N_("rules"), N_("secrets"), N_("certificate authority"), N_("store")]
+PARTS += [N_("administrator")]
 
 config_option = click.option(
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="The settings file, collector.toml."
@@ -114,6 +114,7 @@ def run(file: Path | None, state: Path | None) -> None:
         from tocsin_collector import app
         from tocsin_proto import logs
 
+        os.umask(0o077)  # database, keys and snapshots are nobody else's to read
         loaded, paths = _load(_file(file, state), state)
         logs.configure(loaded.value.log.format, loaded.value.log.level)
         asyncio.run(app.run(loaded.value, paths, os.environ))
