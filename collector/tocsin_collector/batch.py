@@ -96,12 +96,16 @@ class Batch:
     """One transaction in the making."""
 
     __slots__ = (
-        "answers", "bytes", "configs", "done", "entries", "letters", "live", "marks", "notices", "operations", "outcomes",
-        "received_ms", "rows", "snapshot",
+        "answers", "base", "bytes", "configs", "done", "items", "items_max", "letters", "live", "marks", "notices",
+        "operations", "outcomes", "received_ms", "rows", "snapshot",
     )  # fmt: skip
 
-    def __init__(self, received_ms: int) -> None:
+    def __init__(self, received_ms: int, base: int, items_max: int) -> None:
+        """base: offset of the newest entry before this batch."""
         self.received_ms = received_ms
+        self.base = base
+        self.items_max = items_max
+        self.items: list[Item] = []  # what was taken, in order
         self.rows: list[Row] = []
         self.marks: dict[tuple[str, bytes], int] = {}
         self.outcomes: list[Outcome] = []
@@ -113,12 +117,11 @@ class Batch:
         self.answers: list[tuple[Callable[[CommandAnswer], None], CommandAnswer]] = []
         self.notices = 0
         self.bytes = 0
-        self.entries = 0
         self.snapshot: tuple[int, bytes] | None = None
 
     @property
     def is_full(self) -> bool:
-        return self.entries >= BATCH_ENTRIES_MAX or self.bytes >= BATCH_BYTES_MAX
+        return len(self.items) >= self.items_max or self.bytes >= BATCH_BYTES_MAX
 
     def transaction(self, trim_upto: int = 0, trim_before_ms: int = 0) -> Transaction:
         return Transaction(
@@ -193,15 +196,23 @@ class Batcher:
         return batch
 
     def begin(self, now_ms: int) -> Batch:
-        """A new batch; with a tick first when one is due. Ticks that were missed are not made up for."""
+        """A new batch; with a tick first when one is due."""
+        batch = self.open(now_ms)
+        if self.is_tick_due(now_ms):
+            self.take(batch, self.tick())
+        return batch
+
+    def open(self, now_ms: int, items_max: int = BATCH_ENTRIES_MAX) -> Batch:
+        """A new batch with nothing in it."""
         if self.received_ms - now_ms > CLOCK_BACK_MS_MAX:
             log.error("the clock was set back, journal time follows it", by_ms=self.received_ms - now_ms)
         self.received_ms = self._journal_ms(now_ms)
-        batch = Batch(self.received_ms)
-        if self.is_tick_due(now_ms):
-            self._tick = self.received_ms // TICK_MS
-            self.take(batch, InputItem(_TICK))
-        return batch
+        return Batch(self.received_ms, self.offset, items_max)
+
+    def tick(self) -> InputItem:
+        """The tick that is due, to be taken first. Ticks that were missed are not made up for."""
+        self._tick = self.received_ms // TICK_MS
+        return InputItem(_TICK)
 
     def restamp(self, batch: Batch, now_ms: int) -> None:
         """What is taken from here on came now: a batch stays open for as long as the disk needs for the one before."""
@@ -224,12 +235,14 @@ class Batcher:
         else:
             assert type(item) is OperationItem
             batch.operations.append(item)
-        batch.entries += 1
+        batch.items.append(item)
 
-    def replace(self, engine: Core) -> None:
-        """Go on with another engine, one that has applied all that is committed; nothing may be on its way."""
-        assert engine.offset <= self.offset, (engine.offset, self.offset)
+    def replace(self, engine: Core, base: int) -> None:
+        """Go on with an engine that has applied all that is committed: nothing behind offset `base` is, or is on its way."""
+        assert engine.offset <= base <= self.offset, (engine.offset, base, self.offset)
         self.engine = engine
+        self.offset = base
+        self.snapshot_offset = min(self.snapshot_offset, base)
 
     def seal(self, batch: Batch) -> None:
         """Nothing more comes into it: add the newest values and the engine's snapshot when they are due."""
@@ -240,8 +253,11 @@ class Batcher:
                 batch.live.append(self._live(agent, self._heard.pop(agent)))
         aged = self.offset > self.snapshot_offset and abs(now_ms - self._snapshot_ms) >= SNAPSHOT_MS
         if aged or self.offset - self.snapshot_offset >= SNAPSHOT_ENTRIES:
+            self.snapshot_offset, self._snapshot_ms = (
+                self.offset,
+                now_ms,
+            )  # first: what fails is not tried with each batch
             batch.snapshot = (self.offset, self.engine.snapshot())
-            self.snapshot_offset, self._snapshot_ms = self.offset, now_ms
 
     def finish(self, batch: Batch, answers: Sequence[Answer] = ()) -> None:
         """The batch is durable: say so to everyone who waits for it."""

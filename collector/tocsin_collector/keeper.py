@@ -14,8 +14,9 @@ from tocsin_collector import configuration
 from tocsin_collector.configuration import Enrolled, Sources
 from tocsin_collector.core.model import Config, Device, Registry
 from tocsin_collector.ingest.roster import Agent
+from tocsin_collector.pipeline import InputRefusedError
 from tocsin_proto import records
-from tocsin_proto.settings import SettingsError
+from tocsin_proto.settings import Problem, SettingsError
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +89,10 @@ class Keeper:
         ]
         config = configuration.compose(sources, enrolled, self._in_force)
         if config is not self._in_force:
-            await self._pipeline.configure(config)
+            try:
+                await self._pipeline.configure(config)
+            except InputRefusedError as error:
+                raise SettingsError([Problem("", "", str(error))]) from error
             self._in_force = config
             log.info(
                 "configuration in force",

@@ -3,12 +3,12 @@
 Not a place for decisions: the engine has them, the store has durability. The invariant (law 1): `done` and every answer
 leave only after the commit that holds them.
 
-While one transaction is on its way to the disk the next is stepped; never more than one of each.
+While one transaction is on its way to the disk the next is stepped; never more than one of each. When the store refuses one,
+the engine goes back to what is committed, and what both held is taken again, each input in a transaction of its own.
 """
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
@@ -16,7 +16,6 @@ import msgspec
 import structlog
 
 from tocsin_collector.batch import (
-    ITEM_BYTES,
     TICK_MS,
     Batch,
     Batcher,
@@ -29,8 +28,10 @@ from tocsin_collector.batch import (
 )
 from tocsin_collector.core.intake import Admission
 from tocsin_collector.core.model import Command, CommandAnswer, Config, PulseIn
+from tocsin_collector.faults import ENGINE_FAULT, STORE_FAULT, Faults
+from tocsin_collector.inbox import Inbox
 from tocsin_collector.recovery import Recovered, recover
-from tocsin_collector.store.base import Answer, Mark, Statements, Store
+from tocsin_collector.store.base import Answer, Mark, Statements, Store, StoreError
 from tocsin_collector.store.snapshots import Snapshots
 from tocsin_proto import records
 
@@ -39,8 +40,6 @@ T = TypeVar("T")
 
 STEP_S_MAX = 0.020  # of stepping, before a batch is closed although more is queued
 SLICE_ITEMS = 16  # stepped before the loop may do something else
-ENGINE_FAULT = "engine fault"  # code of the dead letter
-ENGINE_FAULTS_MAX = 100  # then the process ends: something is wrong with more than one input
 USED_BYTES_EVERY = 256  # commits between two looks at the size of the journal
 
 
@@ -93,11 +92,8 @@ class Pipeline:
         self._clock = clock
         self._snapshots = snapshots
         self._limits = limits or Limits()
-        self._queue: deque[Item] = deque()
-        self._queue_bytes = 0
+        self._inbox = Inbox(self._limits.queue_items_max, self._limits.queue_bytes_max)
         self._wake = asyncio.Event()  # something came, or a commit has ended
-        self._room = asyncio.Event()
-        self._room.set()
         self._is_stopping = False
         self._listeners: list[Callable[[], None]] = []
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -105,8 +101,10 @@ class Pipeline:
         self._is_over_bytes = False
         self._commits = 0
         self._commit_s_last = self._commit_s_max = 0.0
-        self._engine_faults = 0
-        self._fault: tuple[Item, Exception] | None = None
+        self._faults = Faults()
+        self._fault: tuple[Item, Exception] | None = None  # the engine failed on this
+        self._refused: tuple[Batch, Exception] | None = None  # the store failed on this
+        self._alone = 0  # so many items are still to be taken each in a transaction of its own
 
     @classmethod
     async def recover(cls, store: Store, snapshots: Snapshots | None) -> Recovered:
@@ -157,27 +155,29 @@ class Pipeline:
         self, agent: str, spool_id: bytes, message: bytes, frame: records.Frame, done: Callable[[int], None]
     ) -> None:
         """Queue an admitted frame; returns when there is room for the next. done(seq): it is durable."""
-        await self._offer(FrameItem(agent, spool_id, frame, message, done), len(message))
+        await self._offer(FrameItem(agent, spool_id, frame, message, done))
 
     async def offer_pulse(self, agent: str, pulse: records.Pulse) -> None:
-        await self._offer(InputItem(PulseIn(agent, pulse)), 0)
+        await self._offer(InputItem(PulseIn(agent, pulse)))
 
     async def dead_letter(
         self, agent: str, spool_id: bytes, seq: int, code: str, detail: str, raw: bytes, done: Callable[[int], None]
     ) -> None:
-        await self._offer(LetterItem(agent, spool_id, seq, code, detail, raw, done), len(raw))
+        await self._offer(LetterItem(agent, spool_id, seq, code, detail, raw, done))
 
     async def command(self, command: Command) -> CommandAnswer:
         """Returns when the command and what came of it are durable."""
         future: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
-        await self._offer(InputItem(command, _setter(future)), 0)
+        await self._offer(InputItem(command, _setter(future)))
         return await future
 
     async def configure(self, config: Config) -> None:
-        """Returns when the configuration is in force and durable."""
+        """Returns when the configuration is in force and durable. InputRefusedError: it is not, and the old one is."""
         future: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
-        await self._offer(InputItem(config, _setter(future)), 0)
-        await future
+        await self._offer(InputItem(config, _setter(future)))
+        answer = await future
+        if answer.error:
+            raise InputRefusedError(answer.error)
 
     async def administer(self, operation: Callable[[Statements], Awaitable[T]]) -> T:
         """Run `operation` inside the next transaction; returns its result when that is durable, or raises what it raised.
@@ -185,7 +185,7 @@ class Pipeline:
         It may run more than once (a full disk), so it must not do anything but its statements.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        await self._offer(OperationItem(operation, _setter(future)), 0)
+        await self._offer(OperationItem(operation, _setter(future)))
         answer = await future
         if answer.error is not None:
             raise answer.error
@@ -195,46 +195,46 @@ class Pipeline:
         """`callback` is called after each commit that holds a notice."""
         self._listeners.append(callback)
 
-    async def _offer(self, item: Item, size: int) -> None:
-        # Queued first, then waited: a caller that is cancelled here leaves nothing admitted behind that is not queued.
+    async def _offer(self, item: Item) -> None:
         if self._is_stopping:
             raise PipelineStoppedError("the collector is stopping")
-        self._queue.append(item)
-        self._queue_bytes += size + ITEM_BYTES
+        self._inbox.add(item)
         self._wake.set()
-        while self._is_crowded:
-            self._room.clear()
-            await self._room.wait()
-
-    @property
-    def _is_crowded(self) -> bool:
-        return len(self._queue) > self._limits.queue_items_max or self._queue_bytes > self._limits.queue_bytes_max
+        await self._inbox.room()
 
     # ---------------------------------------------------------------------------------------------------------- task
 
     async def run(self) -> None:
-        """Until `stop`, or until the store raises: then the process must end, and start again from what is committed."""
+        """Until `stop`, or until too much fails: then the process must end, and start again from what is committed."""
         flight: asyncio.Task[None] | None = None
         try:
-            while not (self._is_stopping and not self._queue):
+            while True:
                 await self._due(flight)
-                batch = self.batcher.begin(self._clock())
+                if self._is_stopping and not self._inbox:
+                    if flight is not None:
+                        await flight
+                        flight = None
+                    if self._refused is None:
+                        return
+                batch = self._begin()
                 await self._fill(batch, flight)
-                if self._fault is None:
-                    self.batcher.seal(batch)
+                self._seal(batch)
                 if flight is not None:
                     await flight
-                flight = asyncio.create_task(self._land(batch), name="commit")
-                flight.add_done_callback(lambda _: self._wake.set())
-                if self._fault is not None:
-                    await flight
-                    await self._heal(*self._fault)
-                    self._fault = None
-            if flight is not None:
-                await flight
+                    flight = None
+                if self._refused is None:
+                    flight = asyncio.create_task(self._land(batch), name="commit")
+                    flight.add_done_callback(lambda _: self._wake.set())
+                    if self._fault is not None or self._alone:
+                        await flight
+                        flight = None
+                if self._refused is not None:
+                    await self._retreat(batch)
+                elif self._fault is not None:
+                    await self._heal()
         finally:
             self._is_stopping = True
-            self._room.set()
+            self._inbox.close()
             if flight is not None and not flight.done():
                 # Cancelled, or broken: a commit that a full disk holds back must not hold us too. It is not acknowledged.
                 flight.cancel()
@@ -248,10 +248,15 @@ class Pipeline:
         self._wake.set()
 
     async def _due(self, flight: asyncio.Task[None] | None) -> None:
-        """Return when something is queued, a tick is due, or it is time to stop. Raises what the commit before raised."""
-        while not (self._queue or self._is_stopping):
+        """Return when something is queued or to be taken again, a tick is due, or it is time to stop.
+
+        Raises what the commit before raised.
+        """
+        while not (self._inbox or self._is_stopping):
             if flight is not None and flight.done():
                 flight.result()
+            if self._refused is not None:
+                return
             now_ms = self._clock()
             if self.batcher.is_tick_due(now_ms):
                 return
@@ -267,52 +272,83 @@ class Pipeline:
         while not batch.is_full and self._fault is None:
             self.batcher.restamp(batch, self._clock())
             for _ in range(SLICE_ITEMS):
-                if not self._queue or batch.is_full or self._fault is not None:
+                if not self._inbox or batch.is_full or self._fault is not None:
                     break
-                self._take(batch)
+                self._take(batch, self._next())
             is_free = flight is None or flight.done()
-            if is_free and (not self._queue or loop.time() >= end):
+            if is_free and (not self._inbox or loop.time() >= end):
                 return
-            if self._queue:
+            if self._inbox:
                 await asyncio.sleep(0)
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _take(self, batch: Batch) -> None:
-        item = self._queue.popleft()
-        self._queue_bytes -= _size(item)
-        if not self._is_crowded:
-            self._room.set()
+    def _begin(self) -> Batch:
+        now_ms = self._clock()
+        batch = self.batcher.open(now_ms, 1) if self._alone else self.batcher.open(now_ms)
+        if self.batcher.is_tick_due(now_ms):
+            self._take(batch, self.batcher.tick())
+        return batch
+
+    def _next(self) -> Item:
+        self._alone = max(0, self._alone - 1)
+        return self._inbox.next()
+
+    def _take(self, batch: Batch, item: Item) -> None:
         try:
             self.batcher.take(batch, item)
         except Exception as exc:
             self._fault = (item, exc)
 
-    async def _heal(self, item: Item, exc: Exception) -> None:
-        """One input has broken the engine: put it aside, and rebuild the engine from what is committed without it.
+    def _seal(self, batch: Batch) -> None:
+        if self._fault is not None:
+            return  # an engine in the middle of something has neither values nor a snapshot to give
+        try:
+            self.batcher.seal(batch)
+        except Exception as exc:
+            self._faults.count += 1
+            log.error("newest values or snapshot not taken", exc_info=exc)
 
-        Ending the process instead would meet the same frame again after each restart, for ever.
+    # ------------------------------------------------------------------------------------------------ what goes wrong
+
+    async def _heal(self) -> None:
+        """The engine failed on one input: rebuild it from what is committed, without it. Nothing is on its way."""
+        assert self._fault is not None
+        item, exc = self._fault
+        self._fault = None
+        letter = self._faults.put_aside(item, exc, ENGINE_FAULT, self._clock())
+        self._inbox.put_back([letter] if letter else [])
+        await self._rebuild(self.batcher.offset)
+
+    async def _retreat(self, newest: Batch) -> None:
+        """The store refused a transaction: take what it held again, one by one, and what `newest` was stepped upon it.
+
+        One that held a single input has found the one at fault.
         """
-        self._engine_faults += 1
-        detail = f"{type(exc).__name__}: {exc}"
-        log.error("input broke the engine, put aside; rebuilding", fault=detail, exc_info=exc)
-        if self._engine_faults > ENGINE_FAULTS_MAX or isinstance(item, OperationItem | LetterItem):
+        assert self._refused is not None
+        failed, exc = self._refused
+        self._refused = None
+        if not failed.items:
             raise exc
-        if isinstance(item, FrameItem):
-            letter = LetterItem(
-                item.agent, item.spool_id, item.frame.seq, ENGINE_FAULT, detail, item.message, item.done
-            )
-            self._requeue(letter)
-        elif item.answer is not None and isinstance(item.input, Command):
-            item.answer(CommandAnswer(item.input.incident, f"the engine failed on this: {detail}"))
-        elif not isinstance(item.input, PulseIn):
-            raise exc
-        self.batcher.replace((await recover(self._store, self._snapshots)).engine)
+        items = list(failed.items)
+        if len(items) == 1:
+            letter = self._faults.put_aside(items[0], exc, STORE_FAULT, self._clock())
+            items = [letter] if letter else []
+        else:
+            log.error("store refused a transaction, its inputs are taken one by one", inputs=len(items), exc_info=exc)
+        if newest is not failed:
+            items += newest.items
+        if self._fault is not None:
+            items.append(self._fault[0])
+            self._fault = None
+        self._inbox.put_back(items)
+        self._alone += len(items)
+        await self._rebuild(failed.base)
 
-    def _requeue(self, item: Item) -> None:
-        self._queue.appendleft(item)
-        self._queue_bytes += _size(item)
+    async def _rebuild(self, base: int) -> None:
+        found = await recover(self._store, self._snapshots)
+        self.batcher.replace(found.engine, base)
 
     async def _land(self, batch: Batch) -> None:
         transaction = batch.transaction(self._snapshot_floor, self._trim_before(batch.received_ms))
@@ -320,7 +356,13 @@ class Pipeline:
             return
         loop = asyncio.get_running_loop()
         began = loop.time()
-        answers = await self._store.commit(transaction)
+        try:
+            answers = await self._store.commit(transaction)
+        except StoreError:
+            raise
+        except Exception as exc:
+            self._refused = (batch, exc)
+            return
         self._commit_s_last = loop.time() - began
         self._commit_s_max = max(self._commit_s_max, self._commit_s_last)
         self._commits += 1
@@ -354,8 +396,8 @@ class Pipeline:
 
     def status(self) -> Status:
         return Status(
-            queue_items=len(self._queue),
-            queue_bytes=self._queue_bytes,
+            queue_items=len(self._inbox),
+            queue_bytes=self._inbox.bytes,
             offset=self.batcher.offset,
             entries=self.batcher.entries,
             commits=self._commits,
@@ -364,9 +406,13 @@ class Pipeline:
             trouble=self._store.trouble,
             replayed=self.replayed,
             replay_differences=self.replay_differences,
-            engine_faults=self._engine_faults,
+            engine_faults=self._faults.count,
             snapshot_offset=self.batcher.snapshot_offset,
         )
+
+
+class InputRefusedError(Exception):
+    """The engine or the store failed on an input, which was put aside: nothing has changed."""
 
 
 class PipelineStoppedError(Exception):
@@ -379,9 +425,3 @@ def _setter(future: asyncio.Future[Any]) -> Callable[[Any], None]:
             future.set_result(value)
 
     return answer
-
-
-def _size(item: Item) -> int:
-    if type(item) is FrameItem:
-        return len(item.message) + ITEM_BYTES
-    return (len(item.body) if type(item) is LetterItem else 0) + ITEM_BYTES

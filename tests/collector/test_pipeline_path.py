@@ -12,11 +12,13 @@ import pytest
 from structlog.testing import capture_logs
 from tests.support.plant import CONFIG, HOST, SPOOL, START_MS, frame, message
 
+from tocsin_collector.batch import InputItem
 from tocsin_collector.core.engine import Engine
 from tocsin_collector.core.intake import Admission
-from tocsin_collector.core.model import Command, Effect, Entry, FrameIn, IncidentState
-from tocsin_collector.pipeline import Limits, Pipeline, PipelineStoppedError
-from tocsin_collector.store.base import Answer, Statements, Transaction
+from tocsin_collector.core.model import Command, Config, Effect, Entry, FrameIn, IncidentState, Tick
+from tocsin_collector.faults import Faults
+from tocsin_collector.pipeline import InputRefusedError, Limits, Pipeline, PipelineStoppedError
+from tocsin_collector.store.base import Answer, CorruptDatabaseError, Statements, Transaction
 from tocsin_collector.store.read import Reader
 from tocsin_collector.store.snapshots import Snapshots
 from tocsin_collector.store.sqlite import SqliteStore
@@ -255,21 +257,195 @@ def test_ticks_follow_the_clock_and_missed_ones_are_not_made_up_for(tmp_path: Pa
     asyncio.run(main())
 
 
-def test_a_mistake_that_the_database_refuses_ends_the_pipeline_loudly(tmp_path: Path) -> None:
+class Plain(Exception):
+    """Raised by nobody but these tests."""
+
+
+async def refuse(p: Plant, kind: str, body: bytes | None = None) -> None:
+    """From now on the database refuses journal entries of this kind, or those with this body."""
+    what = f"NEW.kind = '{kind}'" if body is None else f"NEW.body = x'{body.hex()}'"
+
+    async def operation(connection: Statements) -> None:
+        await connection.execute(
+            f"CREATE TRIGGER no_{kind} BEFORE INSERT ON journal WHEN {what} BEGIN SELECT RAISE(ABORT, 'no {kind}'); END"
+        )
+
+    await p.pipeline.administer(operation)
+
+
+def test_of_a_transaction_that_the_database_refuses_only_the_input_at_fault_is_put_aside(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path) as p:
+            await p.pipeline.configure(CONFIG)
+            third = frame(3, 0.95, 0.5)
+            await refuse(p, "frame", message(third))
+            p.store.gate.clear()
+            p.store.waiting.clear()
+            await p.send(frame(1))
+            await p.store.waiting.wait()
+            # One transaction is on its way; these come into the next, and the command into it or the one behind.
+            for seq in range(2, 8):
+                await p.send(third if seq == 3 else frame(seq, 0.5, 0.95 if seq == 6 else 0.5))
+            answers = [asyncio.create_task(p.pipeline.command(Command("comment", "zm", "I-0"))) for _ in range(3)]
+            looked = asyncio.create_task(p.query("SELECT count(*) FROM sqlite_schema"))
+            p.store.gate.set()
+            await p.until(lambda: len(p.acked) == 7)
+            assert p.acked == [1, 2, 3, 4, 5, 6, 7]
+            assert [answer.error != "" for answer in await asyncio.gather(*answers)] == [True] * 3
+            assert await looked
+            (letter,) = await p.query("SELECT seq, code, detail, body FROM dead_letter")
+            assert letter == (3, "store fault", "IntegrityError: no frame", message(third))
+            assert await p.query("SELECT count(*) FROM journal WHERE kind = 'frame'") == [(6,)]
+            assert await p.query("SELECT state FROM incident WHERE body LIKE '%/var%'") == [("resolved",)]
+            assert await p.query("SELECT count(*) FROM incident") == [(1,)]
+            assert p.pipeline.status().engine_faults == 1
+            offsets = [offset for (offset,) in await p.query('SELECT "offset" FROM journal ORDER BY "offset"')]
+            assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
+        async with plant(tmp_path) as p:
+            assert (p.pipeline.high_water(HOST, SPOOL), p.pipeline.replay_differences) == (7, 0)
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_what_the_database_refuses_hears_of_it_and_the_rest_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path) as p:
+            await p.pipeline.configure(CONFIG)
+            await refuse(p, "command")
+            answer = await p.pipeline.command(Command("comment", "zm", "I-0"))
+            assert answer.error == "the collector failed on this (store fault): IntegrityError: no command"
+            await refuse(p, "config")
+            with pytest.raises(InputRefusedError, match="no config"):
+                await p.pipeline.configure(CONFIG)
+            await refuse(p, "tick")
+            p.clock.now_ms += 1000
+            await p.send(frame(1))
+            await p.until(lambda: p.acked == [1])
+            assert p.pipeline.status().engine_faults == 3
+            assert await p.query("SELECT count(*) FROM journal WHERE kind = 'command'") == [(0,)]
+
+    asyncio.run(main())
+
+
+def test_a_fault_that_meets_every_input_ends_the_pipeline_loudly(tmp_path: Path) -> None:
     async def main() -> None:
         store = await SqliteStore.open(tmp_path / "tocsin.db")
         pipeline = await Pipeline.start(store, None, Clock())
-        pipeline.batcher.offset = 0
         task = asyncio.create_task(pipeline.run())
-        await pipeline.configure(CONFIG)
-        pipeline.batcher.offset = 0  # the next entry takes an offset that is taken
-        pulse = records.Pulse(records.Clock(1, 1, 1))
-        await pipeline.offer_pulse(HOST, pulse)
-        with pytest.raises(sqlite3.IntegrityError):
+
+        async def operation(connection: Statements) -> None:
+            await connection.execute("DROP TABLE dead_letter")
+            await connection.execute("DROP TABLE spool")
+
+        await pipeline.administer(operation)
+        assert pipeline.admit(HOST, SPOOL, 1, 0) is Admission.ACCEPT
+        await pipeline.offer_frame(HOST, SPOOL, message(frame(1)), frame(1), lambda seq: None)
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
             await task
         with pytest.raises(PipelineStoppedError):
-            await pipeline.offer_pulse(HOST, pulse)
+            await pipeline.offer_pulse(HOST, records.Pulse(records.Clock(1, 1, 1)))
         await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_database_that_is_found_damaged_ends_the_pipeline_and_puts_nothing_aside(tmp_path: Path) -> None:
+    class Damaged(SqliteStore):
+        """Its next commit meets pages of nonsense, as SQLite says it."""
+
+        async def _write(self, connection: Any, transaction: Transaction) -> tuple[Answer, ...]:
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+
+    async def main() -> None:
+        store = await Damaged.open(tmp_path / "tocsin.db")
+        pipeline = await Pipeline.start(store, None, Clock())
+        task = asyncio.create_task(pipeline.run())
+        with pytest.raises(CorruptDatabaseError, match="found damaged while in use"):
+            await task
+        assert pipeline.status().engine_faults == 0
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_faults_end_the_process_only_when_a_hundred_come_within_an_hour() -> None:
+    def one(faults: Faults, now_ms: int) -> None:
+        assert faults.put_aside(InputItem(Tick()), Plain("x"), "engine fault", now_ms) is None
+
+    rare = Faults()
+    for n in range(500):
+        one(rare, n * 40_000)
+    assert rare.count == 500
+    dense = Faults()
+    for n in range(100):
+        one(dense, n * 1000)
+    with pytest.raises(Plain):
+        one(dense, 100_000)
+
+
+class Moody(Engine):
+    """Breaks, in the middle of its work, at whatever it was told."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def step(self, entry: Entry) -> list[Effect]:
+        effects = super().step(entry)
+        if isinstance(entry.input, self.kind):
+            raise ZeroDivisionError("rate over no time")
+        return effects
+
+    def snapshot(self) -> bytes:
+        if self.kind is bytes:
+            raise ZeroDivisionError("no snapshot")
+        return super().snapshot()
+
+
+def test_a_tick_that_breaks_the_engine_is_counted_and_ends_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path, engine=Moody(Tick)) as p:
+            await p.pipeline.configure(CONFIG)
+            p.clock.now_ms += 1000
+            await p.send(frame(1))
+            await p.until(lambda: p.acked == [1])
+            assert p.pipeline.status().engine_faults == 1
+            p.clock.now_ms += 1000
+            assert (await p.query("SELECT count(*) FROM journal WHERE kind = 'tick'"))[0][0] >= 1
+
+    asyncio.run(main())
+
+
+def test_a_configuration_that_breaks_the_engine_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path) as p:
+            await p.pipeline.configure(CONFIG)
+            p.pipeline.batcher.replace(broken(p), p.pipeline.batcher.offset)
+            with pytest.raises(InputRefusedError, match=r"engine fault\): ZeroDivisionError: rate over no time"):
+                await p.pipeline.configure(Config(CONFIG.registry, ()))
+            await p.send(frame(1, 0.95, 0.5))
+            await p.until(lambda: p.acked == [1])
+            assert await p.query("SELECT count(*) FROM incident") == [(1,)]
+
+    def broken(p: Plant) -> Engine:
+        engine = Moody(Config)
+        engine.offset = p.pipeline.batcher.offset
+        return engine
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_cannot_give_a_snapshot_is_tried_again_later_and_holds_nothing_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path, engine=Moody(bytes)) as p:
+            await p.pipeline.configure(CONFIG)
+            for seq in range(1, 5):
+                p.clock.now_ms += 1000
+                await p.send(frame(seq))
+                await p.until(lambda: len(p.acked) == seq)  # noqa: B023 - awaited within the round
+            assert p.pipeline.status().engine_faults == 1
 
     asyncio.run(main())
 
@@ -293,7 +469,7 @@ def test_a_frame_that_breaks_the_engine_is_put_aside_and_the_rest_goes_on(tmp_pa
                     await p.send(frame(seq, 0.95 if seq == 3 else 0.5, 0.5))
                 await p.until(lambda: len(p.acked) == 6)
             assert p.acked == [1, 2, 3, 4, 5, 6]
-            assert "input broke the engine, put aside; rebuilding" in [log["event"] for log in logs]
+            assert "input put aside, the engine is rebuilt without it" in [log["event"] for log in logs]
             (letter,) = await p.query("SELECT seq, code, detail FROM dead_letter")
             assert letter == (3, "engine fault", "ZeroDivisionError: rate over no time")
             assert await p.query("SELECT count(*) FROM incident") == [(0,)]

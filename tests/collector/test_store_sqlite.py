@@ -258,6 +258,16 @@ def test_trouble_with_the_disk_is_tried_again(path: Path, code: int) -> None:
     run_inline(store.close())
 
 
+def test_the_size_of_the_database_is_as_it_was_while_the_disk_is_in_trouble(path: Path) -> None:
+    store = open_store(path)
+    before = run_inline(store.used_bytes())
+    run_inline(store.close())
+    store, _ = failing_store(path, "PRAGMA freelist_count", disk_error(sqlite3.SQLITE_IOERR))
+    assert run_inline(store.used_bytes()) == 0
+    assert run_inline(store.used_bytes()) == before
+    run_inline(store.close())
+
+
 def test_a_mistake_in_our_own_sql_is_not_tried_again(path: Path) -> None:
     store, _ = failing_store(path, "INSERT INTO journal", disk_error(sqlite3.SQLITE_ERROR))
     with pytest.raises(sqlite3.OperationalError):

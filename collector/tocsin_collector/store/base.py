@@ -132,7 +132,8 @@ class Store(Protocol):
     async def commit(self, transaction: Transaction) -> tuple[Answer, ...]:
         """Return once it is durable, with one Answer per operation. Retries for ever while the disk is in trouble.
 
-        Anything that means a bug of ours (a second open incident of one key ...) is raised.
+        StoreError: nothing more can be committed. Anything else that is raised means a bug of ours in what this transaction
+        holds (a second open incident of one key ...): nothing of it was kept, and others may be committed.
         """
         ...
 

@@ -63,6 +63,12 @@ def is_disk_trouble(exc: sqlite3.Error) -> bool:
     return code is not None and (code & 0xFF) in _TROUBLE
 
 
+def is_damage(exc: sqlite3.Error) -> bool:
+    """Whether SQLite met pages that it cannot understand."""
+    code = getattr(exc, "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 _TROUBLE = frozenset(
     (
         sqlite3.SQLITE_FULL,

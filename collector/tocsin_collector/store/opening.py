@@ -14,7 +14,7 @@ import structlog
 
 from tocsin_collector.store import migrate
 from tocsin_collector.store.base import StoreError
-from tocsin_collector.store.health import has_wal_reset_bug, is_disk_trouble, problem_of
+from tocsin_collector.store.health import has_wal_reset_bug, is_damage, is_disk_trouble, problem_of
 from tocsin_collector.store.inline import InlineConnection
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ async def open_checked(path: Path, connect: Connector) -> Connection:
         raise
     except sqlite3.DatabaseError as exc:
         await connection.close()
-        if (exc.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if is_damage(exc):
             raise DamagedError(str(exc)) from exc
         raise
     except BaseException:

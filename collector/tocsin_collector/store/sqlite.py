@@ -16,7 +16,7 @@ import structlog
 from tocsin_collector.core.model import Truth
 from tocsin_collector.store import effects
 from tocsin_collector.store.base import Answer, Bounds, CorruptDatabaseError, Mark, Row, Transaction
-from tocsin_collector.store.health import is_disk_trouble, quarantine
+from tocsin_collector.store.health import is_damage, is_disk_trouble, quarantine
 from tocsin_collector.store.inline import InlineConnection
 from tocsin_collector.store.opening import (
     PAGE_BYTES,
@@ -61,6 +61,7 @@ class SqliteStore:
         self._connection = connection
         self._pause = pause
         self._lock = lock
+        self._used_bytes = 0
         self._written_bytes = 0  # about, since the last checkpoint
         self._in_doubt: tuple[Answer, ...] | None = None  # a COMMIT failed: it may have happened all the same
 
@@ -128,7 +129,11 @@ class SqliteStore:
                 if self.wal_bytes > WAL_BYTES_MAX - WAL_HEADROOM_BYTES:
                     await self._shrink_wal()
                 answers = await self._connection.whole(lambda connection: self._write(connection, transaction))
-            except sqlite3.OperationalError as exc:
+            except sqlite3.DatabaseError as exc:
+                if is_damage(exc):
+                    raise CorruptDatabaseError(
+                        f"{self.path}: the database was found damaged while in use: {exc}"
+                    ) from exc
                 if not is_disk_trouble(exc):
                     raise
                 self._troubled(str(exc))
@@ -182,7 +187,12 @@ class SqliteStore:
             self._in_doubt = await _operate(connection, transaction)
             return self._in_doubt
 
-        answers = await _transact(connection, work)
+        try:
+            answers = await _transact(connection, work)
+        except Exception as exc:
+            if not (isinstance(exc, sqlite3.Error) and is_disk_trouble(exc)):
+                self._in_doubt = None  # refused: what comes next is another transaction
+            raise
         self._in_doubt = None
         self._written_bytes += _size(transaction)
         return answers
@@ -249,14 +259,20 @@ class SqliteStore:
         return await self._connection.whole(work)
 
     async def used_bytes(self) -> int:
-        """What the file's pages hold, free ones left out: the journal is by far the largest part."""
+        """What the file's pages hold, free ones left out: the journal is by far the largest part. As of before in trouble."""
 
         async def work(connection: InlineConnection) -> int:
             ((pages,),) = await connection.execute_fetchall("PRAGMA page_count")
             ((free,),) = await connection.execute_fetchall("PRAGMA freelist_count")
             return int(pages - free) * PAGE_BYTES
 
-        return await self._connection.whole(work)
+        try:
+            self._used_bytes = await self._connection.whole(work)
+        except sqlite3.OperationalError as exc:
+            if not is_disk_trouble(exc):
+                raise
+            log.warning("size of the database not known just now", error=str(exc))
+        return self._used_bytes
 
 
 class _WalFullError(Exception):
