@@ -21,6 +21,7 @@ from tocsin_proto.records import SeriesKind
 IDLE, PENDING, RAISED, CLEARING = 0, 1, 2, 3
 NEVER_MS = 1 << 62
 
+HOLE_MS = 45_000
 GONE_MS = 3_600_000
 
 WRAP_32 = 1 << 32
@@ -206,6 +207,8 @@ class Detector:
             self.bad_values += 1
             return
         before = c.m_value[sid]
+        if c.m_flags[sid] & ACTIVE and at_ms - c.m_last_ms[sid] > self._hole_ms(sid):
+            self._break(sid)
         c.m_last_ms[sid] = at_ms
         c.m_value[sid] = value
         c.m_flags[sid] &= ~FRESH & 0xFF
@@ -307,7 +310,8 @@ class Detector:
             if slot is None:
                 self._undue(sid, key)
                 continue
-            self._run(slot, self.set.rules[index], sid, index, upto_ms, self.catalogue.m_value[sid])
+            seen_ms = self.catalogue.m_last_ms[sid] + self._hole_ms(sid)
+            self._run(slot, self.set.rules[index], sid, index, min(upto_ms, seen_ms), self.catalogue.m_value[sid])
             self._keep(sid, index, slot, self.set.rules[index])
             self._flag(sid, any((sid, other) in self.slots for other in self.catalogue.rules[sid]))
 
@@ -361,6 +365,21 @@ class Detector:
                 rule = rules.rules[kept[index]]
                 _refit(slot, before.rules[index], rule)
                 self._keep(sid, kept[index], slot, rule)
+
+    def _hole_ms(self, sid: int) -> int:
+        """How long after a sample it still says what is: three intervals, and never less than HOLE_MS."""
+        return max(HOLE_MS, 3 * self.catalogue.info[sid].interval_ms)
+
+    def _break(self, sid: int) -> None:
+        """A hole in what is known of the series: what was pending or clearing has to show itself anew."""
+        seen_ms = self.catalogue.m_last_ms[sid] + self._hole_ms(sid)
+        for index in self.catalogue.rules[sid]:
+            slot = self.slots.get((sid, index))
+            if slot is not None:
+                rule = self.set.rules[index]
+                self._run(slot, rule, sid, index, seen_ms, self.catalogue.m_value[sid])
+                slot.phase = [RAISED if phase >= RAISED else IDLE for phase in slot.phase]
+                self._keep(sid, index, slot, rule)
 
     def move(self, sid: int, agent: str) -> None:
         """Another agent reports the series from here on: its timers run on that agent's time."""

@@ -140,7 +140,7 @@ class Layouts:
         values = np.frombuffer(section.values, np.float64)
         counters = np.frombuffer(section.counters, np.uint64)
         if len(where.watched):
-            self._watch_gaps(where, at_ms)
+            self._watch_gaps(agent, where, at_ms)
         is_plain = where.is_whole and not section.indices and not section.offsets_ms
         if is_plain and len(counters) == where.counters_n and len(values) == len(where.ids) - where.counters_n:
             if where.span is not None:
@@ -195,14 +195,14 @@ class Layouts:
             out.append(Refused(agent.name, "not assigned", "samples of devices that are not this agent's", refused))
         return len(ids) - refused
 
-    def _watch_gaps(self, where: LayoutMap, at_ms: int) -> None:
+    def _watch_gaps(self, agent: Agent, where: LayoutMap, at_ms: int) -> None:
         """A watched series comes back after a hole in event time: look at its sample, and judge the hole first."""
         last = self.catalogue.last_ms[where.watched]
         holes = np.flatnonzero((at_ms - last > where.watch_gap_ms) & (last > 0))
         for sid in where.watched[holes].tolist():
             self.catalogue.m_flags[sid] |= WATCHED
             self.on_gap(sid)
-            self.detector.no_data(sid, at_ms - 1)
+            self.detector.no_data(sid, min(at_ms - 1, agent.watermark_ms))  # while the agent went on, and no longer
 
 
 def _is_same(info: SeriesAdded, one: Series) -> bool:

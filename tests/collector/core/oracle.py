@@ -10,6 +10,9 @@ from tocsin_collector.core.model import Level, Rule
 from tocsin_proto.records import SeriesKind
 
 
+HOLE_MS = 45_000  # a sample says what is for so long
+
+
 @dataclass
 class LevelMemory:
     raised: bool = False
@@ -47,6 +50,10 @@ class Oracle:
         if math.isnan(value) or math.isinf(value):
             return
         for index, rule in memory.rules:
+            if memory.last is not None and at - memory.last > HOLE_MS:
+                self._advance(sid, memory, index, rule, memory.last + HOLE_MS)
+                for number in range(len(rule.levels)):
+                    memory.levels.setdefault((index, number), LevelMemory()).since = None
             self._advance(sid, memory, index, rule, at - 1)
         old, memory.value, memory.last = memory.value, value, at
         for index, rule in memory.rules:
@@ -57,7 +64,7 @@ class Oracle:
     def advance(self, upto: int) -> None:
         for sid, memory in self.series.items():
             for index, rule in memory.rules:
-                self._advance(sid, memory, index, rule, upto)
+                self._advance(sid, memory, index, rule, min(upto, (memory.last or 0) + HOLE_MS))
 
     def _rate(self, memory: Memory, raw: int, at: int) -> float | None:
         before, memory.raw = memory.raw, raw

@@ -68,6 +68,8 @@ class Source:
     def shot(self, layout: Layout) -> Shot:
         rng = self.rng
         self.now_ms += rng.choice((0, 500, 1000, 1000, 1000, 3000, 9000))
+        if rng.random() < 0.03:
+            self.now_ms += rng.choice((44_000, 60_000, 300_000))
         at_ms = self.now_ms - (rng.choice((1500, 4000)) if rng.random() < 0.05 else 0)
         positions = list(range(len(layout.series)))
         is_sparse = rng.random() < 0.3
