@@ -29,7 +29,7 @@ class Shot:
 
 def rules(rng: random.Random) -> tuple[Rule, ...]:
     def hold() -> int:
-        return rng.choice((0, 0, 1500, 4000))
+        return rng.choice((0, 0, 1500, 4000, 70_000))
 
     ladder = (
         Level(Severity.WARNING, above=0.6, clear_below=rng.choice((None, 0.5)), for_ms=hold(), keep_ms=hold()),
