@@ -9,17 +9,14 @@ that of the highest raised level. A NaN or an infinity is no value: counted, and
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from tocsin_collector.core.model import Level, Record, Rule, Severity
+from tocsin_collector.core.model import Level, Rule
 from tocsin_collector.core.rules import RuleSet, is_breached, is_cleared
 from tocsin_collector.core.series import ACTIVE, FRESH, WATCHED, Catalogue, Counts, Flags, Floats, Ints, Span
+from tocsin_collector.core.slots import CLEARING, IDLE, NEVER_MS, PENDING, RAISED, Change, Slot, SlotState, refit
 from tocsin_proto.records import SeriesKind
-
-IDLE, PENDING, RAISED, CLEARING = 0, 1, 2, 3
-NEVER_MS = 1 << 62
 
 HOLE_MS = 45_000
 GONE_MS = 3_600_000
@@ -28,53 +25,6 @@ WRAP_32 = 1 << 32
 WRAP_32_FROM = 1 << 31  # a 32-bit counter that falls from above here has wrapped; from below, it was reset
 RAW_MAX = (1 << 64) - 1
 WRAP_64_FROM = RAW_MAX - (1 << 40)
-
-
-class Change(NamedTuple):
-    """A finding changed at event time. severity None: it ended. crossing: it was raised already and is breached once more."""
-
-    at_ms: int
-    sid: int
-    rule: int
-    severity: Severity | None
-    value: float
-    level: int  # which level of the rule decided; -1: none
-    since_ms: int  # first sample of the breach
-    is_crossing: bool = False
-
-
-class SlotState(Record, frozen=True):
-    """A Slot as a snapshot holds it."""
-
-    sid: int
-    rule: int
-    phase: tuple[int, ...]
-    since: tuple[int, ...]
-    is_beyond: bool
-    before: float
-
-
-class Slot:
-    """What one rule remembers of one series that is not idle. phase, since: per level; end_ms: of its next timer."""
-
-    __slots__ = ("before", "end_ms", "is_beyond", "phase", "since")
-
-    def __init__(self, levels: int, before: float = math.nan) -> None:
-        self.phase = [IDLE] * levels
-        self.since = [0] * levels
-        self.end_ms = NEVER_MS
-        self.is_beyond = False  # was the newest sample breached?
-        self.before = before  # a state series: what it was before it changed
-
-    def top(self) -> int:
-        """Index of the highest raised level, -1 for none. Levels stand in rising order of severity."""
-        for index in range(len(self.phase) - 1, -1, -1):
-            if self.phase[index] >= RAISED:
-                return index
-        return -1
-
-    def is_idle(self) -> bool:
-        return not any(self.phase)
 
 
 class Detector:
@@ -363,7 +313,7 @@ class Detector:
         for (sid, index), slot in slots.items():
             if index in kept:
                 rule = rules.rules[kept[index]]
-                _refit(slot, before.rules[index], rule)
+                refit(slot, before.rules[index], rule)
                 self._keep(sid, kept[index], slot, rule)
 
     def _hole_ms(self, sid: int) -> int:
@@ -450,21 +400,6 @@ class Detector:
             slot.phase, slot.since, slot.is_beyond = list(state.phase), list(state.since), state.is_beyond
             self._keep(state.sid, state.rule, slot, self.set.rules[state.rule])
             self._flag(state.sid, True)
-
-
-def _refit(slot: Slot, before: Rule, after: Rule) -> None:
-    """An edited rule goes on where it was: a raised finding stays raised, and the next sample judges it by the new levels."""
-    if before.levels == after.levels:
-        return
-    old = {level.severity: number for number, level in enumerate(before.levels)}
-    top = slot.top()
-    rank = before.levels[top].severity.rank if top >= 0 else 0
-    phase, since = list(slot.phase), list(slot.since)
-    slot.phase = [phase[old[level.severity]] if level.severity in old else IDLE for level in after.levels]
-    slot.since = [since[old[level.severity]] if level.severity in old else 0 for level in after.levels]
-    for number, level in enumerate(after.levels):
-        if rank and (level.severity.rank <= rank or number == 0) and slot.phase[number] < RAISED:
-            slot.phase[number], slot.since[number] = RAISED, since[top]
 
 
 # 0-d arrays: NumPy looks at a Python number anew in every call.

@@ -10,7 +10,7 @@ import numpy as np
 from tocsin_collector.core import snapshot
 from tocsin_collector.core.agents import Agent, AgentView
 from tocsin_collector.core.book import Book
-from tocsin_collector.core.detector import Change, Detector
+from tocsin_collector.core.detector import Detector
 from tocsin_collector.core.findings import AGENT_SILENT, agent_silent, finding_of, key_of
 from tocsin_collector.core.layouts import REACHABLE, Layouts
 from tocsin_collector.core.ledger import Tracker
@@ -35,6 +35,7 @@ from tocsin_collector.core.reconfigure import configure
 from tocsin_collector.core.registry import may_speak_for
 from tocsin_collector.core.rules import RuleSet
 from tocsin_collector.core.series import WATCHED, Catalogue, Floats, Ints
+from tocsin_collector.core.slots import Change
 from tocsin_collector.core.topology import Topology
 
 TICK_HOLE_MS = 5000  # ticks further apart than this: the collector was stopped in between

@@ -6,8 +6,8 @@ The key is what an incident is "one of": rule, device and labels; the same fault
 import math
 
 from tocsin_collector.core.book import Finding
-from tocsin_collector.core.detector import Change
 from tocsin_collector.core.model import Device, Level, Rule, SeriesAdded, Severity, Step
+from tocsin_collector.core.slots import Change
 from tocsin_proto.records import SeriesKind
 
 AGENT_SILENT = Rule(

@@ -11,7 +11,6 @@ import numpy as np
 
 from tocsin_collector.core.agents import Agent, AgentState
 from tocsin_collector.core.book import BookState
-from tocsin_collector.core.detector import SlotState
 from tocsin_collector.core.findings import AGENT_SILENT
 from tocsin_collector.core.layouts import REACHABLE
 from tocsin_collector.core.ledger import NOT_SEEN, Tracker, TrackerState
@@ -26,6 +25,7 @@ from tocsin_collector.core.model import (
     Truth,
 )
 from tocsin_collector.core.series import COLUMNS, WATCHED
+from tocsin_collector.core.slots import SlotState
 
 if TYPE_CHECKING:
     from tocsin_collector.core.engine import Engine
