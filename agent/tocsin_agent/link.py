@@ -16,6 +16,7 @@ import structlog
 from msgspec.structs import replace
 
 from tocsin_agent.generation import Generation
+from tocsin_agent.redeclare import Redeclaration, declared_before, declared_in
 from tocsin_agent.remains import entry_of, hole, joined
 from tocsin_agent.segments import Entry
 from tocsin_agent.spool import Spool
@@ -99,6 +100,7 @@ class Link:
         self._sayings: deque[bytes] = deque(maxlen=SAYINGS_MAX)
         # Frames in flight when a stream died in a way that one of them may have caused go one at a time.
         self._suspect: tuple[bytes, int] = (b"", 0)
+        self._redeclaration = Redeclaration()
 
     @property
     def is_open(self) -> bool:
@@ -223,8 +225,13 @@ class Link:
             )
         held = min(welcome.resume_from - 1, generation.last_seq)
         generation.ack(held)
+        self._redeclaration.acked(generation)
         session.state = _State.OPEN
         session.cursor, session.behind = held + 1, held
+        if welcome.declare_again:
+            log.warning("collector does not know our layouts, they are declared again", next=held + 1)
+            known = self.spool.forget_declared() | declared_before(generation, held + 1)
+            self._redeclaration.owe(generation, known)
         session.credit_bytes = welcome.credit_bytes
         self.agent = welcome.agent
         self.collector_ahead_ms = welcome.time_ms - now.wall_ms
@@ -248,6 +255,7 @@ class Link:
         while session.flights and session.flights[0].seq <= seq:
             session.flight_bytes -= session.flights.popleft().bytes
         session.generation.ack(seq)
+        self._redeclaration.acked(session.generation)
         if seq > session.behind:  # sent before a rewind or on an earlier stream, and arrived after all
             session.behind, session.behind_ms, session.cursor = seq, None, seq + 1
 
@@ -275,6 +283,10 @@ class Link:
         generation = session.generation
         if session.state is _State.OPEN and generation.acked < reject.seq <= self._given_out(generation):
             generation.set_aside(reject.seq, "rejected")
+            for entry in generation.read(reject.seq, 1):
+                if entry.seq == reject.seq and (lost := declared_in(entry.raw)):
+                    self.spool.forget_declared()
+                    self._redeclaration.owe(generation, {layout.id: layout for layout in lost})
         # A dead letter is kept by the collector: with nothing unacked before it, it counts as delivered.
         while session.flights and session.flights[0].seq in generation.aside:
             self.counters.last_ack_ms = now.wall_ms
@@ -338,11 +350,12 @@ class Link:
 
     def _bridged(self, session: _Session, entry: Entry) -> bytes | None:
         """The frame; after a hole, rewritten to follow what the collector holds, with the gap that tells why."""
-        if entry.follows <= session.behind and not session.owed:
+        owes_layouts = self._redeclaration.is_owed(session.generation)
+        if entry.follows <= session.behind and not session.owed and not owes_layouts:
             return entry.raw
         generation = session.generation
-        follows = min(entry.follows, session.behind)
-        if entry.follows > session.behind:
+        follows, is_hole = min(entry.follows, session.behind), entry.follows > session.behind
+        if is_hole:
             from_ms = entry.time_ms if session.behind_ms is None else session.behind_ms
             reason = generation.explain(session.behind + 1, entry.seq - 1)
             session.owed.append(hole(session.behind, entry, from_ms, reason))
@@ -352,9 +365,15 @@ class Link:
         except WireError as exc:
             log.error("frame in the spool cannot be read, it is set aside", seq=entry.seq, problem=str(exc))
             self.spool.set_aside(generation, entry.seq)
-            session.owed.pop()
+            if is_hole:
+                session.owed.pop()
             session.cursor = entry.seq + 1
             return None
+        if owes_layouts:
+            whole = replace(frame, layouts=(*frame.layouts, *self._redeclaration.due(frame)))
+            if entry_of(whole, entry.kind) is not None:  # too full for them: they go with a later one
+                frame = whole
+            self._redeclaration.carry(frame)
         told = entry_of(replace(frame, gaps=(*joined(session.owed), *frame.gaps)), entry.kind)
         if told is not None:
             session.owed.clear()

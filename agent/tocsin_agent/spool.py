@@ -162,6 +162,11 @@ class Spool:
         """Whether the segment that the next frame goes to has this layout already."""
         return self._declared_in is self._active.active and layout_id in self._declared
 
+    def forget_declared(self) -> dict[int, Layout]:
+        """The next frames declare all that they use. Returns the layouts that are known here, by id."""
+        self._declared_in, self._declared = None, set()
+        return dict(self._layouts)
+
     def append(self, frame: Frame) -> None:
         """Keeps the frame, with the gaps that are owed. What cannot be kept is dropped, counted, and owed as a gap."""
         assert frame.seq == self._active.last_seq + 1, (frame.seq, self._active.last_seq)
@@ -280,8 +285,7 @@ class Spool:
 
         What was appended since the start moves over; what was there before is what the collector has.
         """
-        past = self._active
-        since = self._opened_at + 1
+        past, since = self._active, self._opened_at + 1
         self._opened_at = 0
         self._active = self._born(past.ordinal + 1, past.newest_ms)
         self._told = []
@@ -415,8 +419,7 @@ class Spool:
         return found
 
     def _resume(self, newest: Generation, marker: Marker) -> None:
-        newest.last_seq, newest.sent = marker.last_seq, marker.sent
-        newest.last_kept = marker.last_kept
+        newest.last_seq, newest.last_kept, newest.sent = marker.last_seq, marker.last_kept, marker.sent
         self.dropped_frames, self.dropped_events = marker.dropped_frames, marker.dropped_events
         self._active = newest
         self._told = [gap for gap in newest.owed() if gap not in marker.gaps]

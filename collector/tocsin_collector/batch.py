@@ -153,6 +153,7 @@ class Batcher:
         self.snapshot_offset = self.offset
         self._admitted = {(mark.agent, mark.spool_id): mark.seq for mark in marks}
         self._committed = dict(self._admitted)
+        self._undeclared: set[tuple[str, bytes]] = set()  # spools whose declarations we do not have
         self._tick = received_ms // TICK_MS
         self._live_ms = received_ms
         self._snapshot_ms = 0
@@ -168,17 +169,30 @@ class Batcher:
             self._admitted[key] = seq
         return verdict
 
-    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> None:
-        """A spool never heard of goes on where it is: what it no longer holds was acknowledged to it, by a database we lost."""
+    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> bool:
+        """A spool never heard of goes on where it is: what it no longer holds was acknowledged to it, by a database we lost.
+
+        True: what it declared of layouts is not here, and it has not been told so yet.
+        """
         key = (agent, spool_id)
         if key in self._admitted or first_unacked <= 1:
-            return
+            return key in self._undeclared
         self._admitted[key] = self._committed[key] = first_unacked - 1
         log.warning(
             "unknown spool starts in the middle: earlier frames are not in this database",
             agent=agent,
             seq=first_unacked,
         )
+        self.lose_layouts(agent, spool_id)
+        return True
+
+    def lose_layouts(self, agent: str, spool_id: bytes) -> None:
+        """What this spool declared is not known here: its agent must say it again."""
+        self._undeclared.add((agent, spool_id))
+
+    def declaring(self, agent: str, spool_id: bytes) -> None:
+        """Its agent has been told."""
+        self._undeclared.discard((agent, spool_id))
 
     def high_water(self, agent: str, spool_id: bytes) -> int:
         return self._admitted.get((agent, spool_id), 0)

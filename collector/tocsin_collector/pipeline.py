@@ -96,6 +96,7 @@ class Pipeline:
         self._wake = asyncio.Event()  # something came, or a commit has ended
         self._is_stopping = False
         self._listeners: list[Callable[[], None]] = []
+        self._bereaved: list[Callable[[str], object]] = []
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_floor = snapshots.floor() if snapshots else 0
         self._is_over_bytes = False
@@ -139,9 +140,16 @@ class Pipeline:
         """Judge a frame. After ACCEPT call `offer_frame` or `dead_letter` at once: both queue it before they wait."""
         return self.batcher.admit(agent, spool_id, seq, follows)
 
-    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> None:
-        """Call on Hello: a spool this store has never heard of goes on where it is, even when it starts in the middle."""
-        self.batcher.adopt(agent, spool_id, first_unacked)
+    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> bool:
+        """Call on Hello: a spool this store has never heard of goes on where it is, even when it starts in the middle.
+
+        True: the agent must declare its layouts again, until `declaring` says that it has been told.
+        """
+        return self.batcher.adopt(agent, spool_id, first_unacked)
+
+    def declaring(self, agent: str, spool_id: bytes) -> None:
+        """The agent knows that it has to declare its layouts again."""
+        self.batcher.declaring(agent, spool_id)
 
     def high_water(self, agent: str, spool_id: bytes) -> int:
         """Highest admitted sequence number."""
@@ -190,6 +198,10 @@ class Pipeline:
         if answer.error is not None:
             raise answer.error
         return cast(T, answer.value)
+
+    def on_lost_layouts(self, callback: Callable[[str], object]) -> None:
+        """`callback` is called with an agent whose declarations were put aside: it must come again to hear of it."""
+        self._bereaved.append(callback)
 
     def on_notice(self, callback: Callable[[], None]) -> None:
         """`callback` is called after each commit that holds a notice."""
@@ -317,8 +329,7 @@ class Pipeline:
         assert self._fault is not None
         item, exc = self._fault
         self._fault = None
-        letter = self._faults.put_aside(item, exc, ENGINE_FAULT, self._clock())
-        self._inbox.put_back([letter] if letter else [])
+        self._inbox.put_back(self._put_aside(item, exc, ENGINE_FAULT))
         await self._rebuild(self.batcher.offset)
 
     async def _retreat(self, newest: Batch) -> None:
@@ -333,8 +344,7 @@ class Pipeline:
             raise exc
         items = list(failed.items)
         if len(items) == 1:
-            letter = self._faults.put_aside(items[0], exc, STORE_FAULT, self._clock())
-            items = [letter] if letter else []
+            items = self._put_aside(items[0], exc, STORE_FAULT)
         else:
             log.error("store refused a transaction, its inputs are taken one by one", inputs=len(items), exc_info=exc)
         if newest is not failed:
@@ -345,6 +355,14 @@ class Pipeline:
         self._inbox.put_back(items)
         self._alone += len(items)
         await self._rebuild(failed.base)
+
+    def _put_aside(self, item: Item, exc: Exception, code: str) -> list[Item]:
+        letter = self._faults.put_aside(item, exc, code, self._clock())
+        if type(item) is FrameItem and item.frame.layouts:
+            self.batcher.lose_layouts(item.agent, item.spool_id)
+            for tell in self._bereaved:
+                tell(item.agent)
+        return [letter] if letter else []
 
     async def _rebuild(self, base: int) -> None:
         found = await recover(self._store, self._snapshots)

@@ -154,6 +154,7 @@ class Welcome(Record, frozen=True):
     time_ms: int
     assignment_etag: str
     agent: str
+    declare_again: bool = False  # layouts that were declared before are not known here
 
 
 class Ack(Record, frozen=True):

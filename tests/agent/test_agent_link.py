@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.support.edge_rig import START_MS, Rig
+from msgspec.structs import replace
+from tests.support.edge_rig import LAYOUT, START_MS, Rig
 
 from tocsin_agent.link import (
     ANSWER_WITHIN_MS,
@@ -326,3 +327,66 @@ def test_a_collector_that_went_back_in_time_is_told_what_it_lost(rig: Rig) -> No
     assert [(gap.first_seq, gap.last_seq, gap.reason) for gap in frame.gaps] == [
         (5, first_held - 1, "acknowledged before")
     ]
+
+
+def declared(rig: Rig, resume_from: int, *, again: bool = False) -> dict[int, int]:
+    """One stream, every frame acknowledged but the last: which frames were sent, and how many layouts each declares."""
+    rig.now_ms += 1000
+    rig.link.connected(rig.clock())
+    welcome = rig.collector.welcome(resume_from)
+    rig.link.received(replace(welcome, declare_again=again), rig.clock())
+    sent: dict[int, int] = {}
+    while found := frames(rig.link.wake(rig.clock())):
+        sent |= {frame.seq: len(frame.layouts) for frame in found}
+        rig.link.received(r.Ack(found[-1].seq - 1), rig.clock())
+    rig.link.disconnected()
+    return sent
+
+
+def test_a_collector_that_lost_the_declarations_gets_them_with_the_first_frame_that_uses_them(rig: Rig) -> None:
+    for _ in range(8):
+        rig.append()
+    assert declared(rig, 1) == {1: 1, **dict.fromkeys(range(2, 9), 0)}
+    assert rig.spool.first_unacked == 8
+    # Another database: it adopts the spool where it is. The frame that waits was made when the layout was known.
+    for _ in range(3):
+        rig.append()
+    assert declared(rig, 8, again=True) == {8: 1, 9: 0, 10: 0, 11: 0}
+    # Frames made from now on declare for themselves.
+    rig.append()
+    rig.append()
+    assert declared(rig, 11) == {11: 0, 12: 1, 13: 0}
+
+
+def test_a_declaration_that_was_owed_goes_again_until_it_is_acknowledged(rig: Rig) -> None:
+    for _ in range(4):
+        rig.append()
+    declared(rig, 1)
+    rig.link.connected(rig.clock())
+    rig.link.received(replace(rig.collector.welcome(4), declare_again=True), rig.clock())
+    assert [len(frame.layouts) for frame in frames(rig.link.wake(rig.clock()))] == [1]
+    rig.link.disconnected()
+    assert declared(rig, 4) == {4: 1}  # nothing was acknowledged: the same frame carries it again
+    rig.link.connected(rig.clock())
+    rig.link.received(rig.collector.welcome(5), rig.clock())
+    rig.link.disconnected()
+    assert not rig.link._redeclaration.is_owed(rig.spool.active)
+
+
+def test_after_a_restart_the_declarations_are_read_from_the_segment_that_still_holds_them(rig: Rig) -> None:
+    for _ in range(6):
+        rig.append()
+    declared(rig, 1)
+    rig.spool.close()
+    rig.open()
+    assert declared(rig, 6, again=True) == {6: 1}
+
+
+def test_a_rejected_declaration_is_made_again(rig: Rig) -> None:
+    for _ in range(2):
+        rig.append()
+    rig.connect()
+    rig.link.received(r.Reject(1, "malformed"), rig.clock())
+    rig.append()
+    (frame,) = frames(rig.link.wake(rig.clock()))
+    assert (frame.seq, [layout.id for layout in frame.layouts]) == (3, [LAYOUT.id])

@@ -38,9 +38,16 @@ class Book:
         self.admitted: dict[bytes, int] = {}
         self.durable: dict[bytes, int] = {}
 
-    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> None:
+        self.undeclared: set[bytes] = set()
+
+    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> bool:
         if spool_id not in self.admitted and first_unacked > 1:
             self.admitted[spool_id] = self.durable[spool_id] = first_unacked - 1
+            self.undeclared.add(spool_id)
+        return spool_id in self.undeclared
+
+    def declaring(self, agent: str, spool_id: bytes) -> None:
+        self.undeclared.discard(spool_id)
 
     def admit(self, agent: str, spool_id: bytes, seq: int, follows: int) -> Admission:
         verdict = admit(self.high_water(agent, spool_id), seq, follows)
@@ -108,6 +115,23 @@ def test_a_spool_that_the_collector_never_heard_of_goes_on_in_its_middle() -> No
     actions = play.get(hello(S, first_unacked=41, last_seq=50))
     assert sent(actions, records.Welcome)[0].resume_from == 41
     assert [type(action) for action in play.get(frame(41))] == [OfferFrame]
+
+
+def test_an_agent_whose_declarations_are_lost_is_asked_for_them_until_it_has_heard_of_it() -> None:
+    play = Play()
+    asked = [
+        sent(Session("edge-1", play.book).received(encode_agent(hello(S, first_unacked=41, last_seq=50)), NOW), kind)
+        for kind in (records.Welcome, records.Welcome)
+    ]
+    assert [welcome.declare_again for (welcome,) in asked] == [True, True]  # the first stream died before a frame came
+    (welcome,) = sent(play.get(hello(S, first_unacked=41, last_seq=50)), records.Welcome)
+    assert welcome.declare_again
+    play.get(frame(41))
+    (welcome,) = sent(
+        Session("edge-1", play.book).received(encode_agent(hello(S, first_unacked=41, last_seq=50)), NOW),
+        records.Welcome,
+    )
+    assert not welcome.declare_again
 
 
 def test_one_ack_answers_all_that_a_commit_holds() -> None:

@@ -204,11 +204,12 @@ def test_a_spool_that_a_lost_database_had_acknowledged_goes_on_where_it_is(tmp_p
         async with plant(tmp_path) as p:
             await p.pipeline.configure(CONFIG)
             assert p.pipeline.admit(HOST, SPOOL, 500, 499) is Admission.GAP
-            p.pipeline.adopt(HOST, SPOOL, 500)
+            assert p.pipeline.adopt(HOST, SPOOL, 500)  # and must declare its layouts again
             assert p.pipeline.admit(HOST, SPOOL, 499, 498) is Admission.DUPLICATE
             await p.send(frame(500))
             await p.until(lambda: p.acked == [500])
-            p.pipeline.adopt(HOST, SPOOL, 900)  # known by now: nothing changes
+            p.pipeline.declaring(HOST, SPOOL)
+            assert not p.pipeline.adopt(HOST, SPOOL, 900)  # known by now: nothing changes
             assert p.pipeline.high_water(HOST, SPOOL) == 500
 
     asyncio.run(main())
@@ -383,6 +384,24 @@ def test_faults_end_the_process_only_when_a_hundred_come_within_an_hour() -> Non
         one(dense, n * 1000)
     with pytest.raises(Plain):
         one(dense, 100_000)
+
+
+def test_an_agent_whose_declaration_was_put_aside_is_to_come_again_and_declare(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with plant(tmp_path) as p:
+            bereaved: list[str] = []
+            p.pipeline.on_lost_layouts(bereaved.append)
+            await p.pipeline.configure(CONFIG)
+            await refuse(p, "frame", message(frame(1)))
+            await p.send(frame(1))  # declares; the next ones do not
+            await p.send(frame(2))
+            await p.until(lambda: p.acked == [1, 2])
+            assert bereaved == [HOST]
+            assert p.pipeline.adopt(HOST, SPOOL, 3)
+            p.pipeline.declaring(HOST, SPOOL)
+            assert not p.pipeline.adopt(HOST, SPOOL, 3)
+
+    asyncio.run(main())
 
 
 class Moody(Engine):

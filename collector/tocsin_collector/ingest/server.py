@@ -88,6 +88,7 @@ class IngestServer:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._audited = Attempts(most=1, window_ms=3_600_000)
         self._is_stopping = False
+        pipeline.on_lost_layouts(lambda agent: self.disconnect(agent, "a declaration of layouts was put aside"))
         self._listener = Listener(
             config.listen, authority, clock, require_client_certificate=True, message_bytes_max=_MESSAGE_BYTES_MAX
         )

@@ -24,7 +24,8 @@ log = structlog.get_logger()
 class Gate(Protocol):
     """The pipeline's book of what was admitted of each spool, and what of it is durable."""
 
-    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> None: ...
+    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> bool: ...
+    def declaring(self, agent: str, spool_id: bytes) -> None: ...
     def admit(self, agent: str, spool_id: bytes, seq: int, follows: int) -> Admission: ...
     def high_water(self, agent: str, spool_id: bytes) -> int: ...
     def committed(self, agent: str, spool_id: bytes) -> int: ...
@@ -143,6 +144,7 @@ class Session:
         self._gap_seq = 0  # highest seq seen behind the gap; 0: no gap
         self._nack_rounds = 0
         self._pulse_ms: int | None = None
+        self._is_to_declare = False  # and has not said anything since
 
     # ------------------------------------------------------------------------------------------------------ input
 
@@ -243,7 +245,7 @@ class Session:
         self._ack_due = False
         self._rejects.clear()
         self._gap_seq = self._nack_rounds = 0
-        self._gate.adopt(self.agent, hello.spool_id, hello.first_unacked)
+        self._is_to_declare = self._gate.adopt(self.agent, hello.spool_id, hello.first_unacked)
         assignment = self._assigned()
         welcome = records.Welcome(
             protocol=protocol,
@@ -254,6 +256,7 @@ class Session:
             time_ms=now_ms,
             assignment_etag="" if assignment is None else assignment.etag,
             agent=self.agent,
+            declare_again=self._is_to_declare,
         )
         actions: list[Action] = [Greeted(hello), Send(welcome)]
         actions.extend(self.assign())
@@ -297,6 +300,9 @@ class Session:
             self._in_flight.append((self._spool, seq, size))
             self.in_flight_bytes += size
             self._gap_seq = self._nack_rounds = 0
+            if self._is_to_declare:  # frames come after the Welcome: it has been read
+                self._is_to_declare = False
+                self._gate.declaring(self.agent, self._spool)
             return None
         if admission is Admission.DUPLICATE:
             self.counts.duplicates += 1

@@ -589,6 +589,7 @@ class Welcome(_message.Message):
     TIME_MS_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_ETAG_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    DECLARE_AGAIN_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     resume_from: _builtins.int
     """first sequence number the collector does not hold"""
@@ -600,6 +601,8 @@ class Welcome(_message.Message):
     assignment_etag: _builtins.str
     agent: _builtins.str
     """who the collector takes the agent for"""
+    declare_again: _builtins.bool
+    """what was declared of layouts is lost here: say it again before it is used"""
     def __init__(
         self,
         *,
@@ -610,10 +613,11 @@ class Welcome(_message.Message):
         time_ms: _builtins.int = ...,
         assignment_etag: _builtins.str = ...,
         agent: _builtins.str = ...,
+        declare_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "assignment_etag", b"assignment_etag", "credit_bytes", b"credit_bytes", "frame_bytes_max", b"frame_bytes_max", "protocol", b"protocol", "resume_from", b"resume_from", "time_ms", b"time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "assignment_etag", b"assignment_etag", "credit_bytes", b"credit_bytes", "declare_again", b"declare_again", "frame_bytes_max", b"frame_bytes_max", "protocol", b"protocol", "resume_from", b"resume_from", "time_ms", b"time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
