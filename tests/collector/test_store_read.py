@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from structlog.testing import capture_logs
 from tests.support.plant import CONFIG, HOST, START_MS, entry, incident
 
-from tocsin_collector.core.model import LIVE_STATES, IncidentChanged, IncidentState, Notice, SeriesAdded, Severity, Step
+from tocsin_collector.core.model import (
+    LIVE_STATES,
+    IncidentChanged,
+    IncidentState,
+    Level,
+    Notice,
+    SeriesAdded,
+    SeriesMoved,
+    Severity,
+    Step,
+)
 from tocsin_collector.store import inline
-from tocsin_collector.store.base import Live, Statements, StoreError, Transaction
+from tocsin_collector.store.base import Live, Row, Statements, StoreError, Transaction
 from tocsin_collector.store.inline import run_inline
 from tocsin_collector.store.read import CursorError, Reader, ReadTooLongError
 from tocsin_collector.store.sqlite import SqliteStore
@@ -118,6 +130,59 @@ def test_newest_values_are_those_of_the_device_alone(store: SqliteStore) -> None
     assert run_inline(reader.latest("sw-1")) == [(1, 11, 1.5)]
     assert run_inline(reader.latest(HOST)) == [(0, 10, 0.5), (2, 12, 2.5)]
     assert run_inline(reader.latest("nobody")) == []
+
+
+def test_a_series_that_moved_is_read_from_the_agent_that_reports_it_now(store: SqliteStore) -> None:
+    run_inline(store.commit(entry(1, SeriesAdded(0, "edge-1", "sw-1", "m", "1", 1))))
+    run_inline(store.commit(entry(2, SeriesMoved(0, "edge-2"), SeriesAdded(1, "edge-2", "sw-1", "n", "1", 1))))
+    bodies = [
+        Live(agent, START_MS, array("q", [0, at_ms]).tobytes() + array("d", [value]).tobytes())
+        for agent, at_ms, value in (("edge-1", 10, 0.1), ("edge-2", 20, 0.2))
+    ]
+    run_inline(store.commit(Transaction(live=bodies)))
+    assert [one.agent for one in run_inline(store.truth()).series] == ["edge-2", "edge-2"]
+    assert run_inline(reader_of(store).latest("sw-1")) == [(0, 20, 0.2)]
+    run_inline(store.commit(entry(3, SeriesMoved(0, "edge-3"), SeriesMoved(0, "edge-1"))))
+    assert run_inline(reader_of(store).latest("sw-1")) == [(0, 10, 0.1)]
+
+
+def test_numbers_that_json_has_not_are_told_in_words_and_never_keep_a_record_from_being_read(
+    store: SqliteStore,
+) -> None:
+    nan, inf = float("nan"), float("inf")
+    facts: dict[str, str | int | float] = {"value": nan, "limit": inf, "mount": "/null", "count": 3}
+    odd = incident("I-1", facts=facts, evidence=((1, nan), (2, 0.5), (3, -inf)))
+    run_inline(
+        store.commit(entry(1, IncidentChanged(odd, (Step(1, "raised", facts),)), Notice("I-1", 0, "opened", 1, odd)))
+    )
+    (read,) = run_inline(store.truth()).incidents
+    assert read.facts == {"value": "nan", "limit": "inf", "mount": "/null", "count": 3}
+    assert read.evidence == ((2, 0.5),)
+    assert run_inline(reader_of(store).timeline("I-1"))[0].facts == read.facts
+    bad = replace(CONFIG, rules=(replace(CONFIG.rules[0], levels=(Level(Severity.MAJOR, above=inf),)),))
+    with pytest.raises(ValueError, match="Config holds a number that cannot be stored"):
+        run_inline(store.commit(Transaction(rows=[Row(2, 1, "config", "", b"", b"")], configs=[(2, 1, bad)])))
+
+
+def test_rows_that_cannot_be_read_stop_no_start(store: SqliteStore) -> None:
+    run_inline(store.commit(entry(1, IncidentChanged(incident("I-1", "a")), IncidentChanged(incident("I-2", "b")))))
+    run_inline(store.commit(Transaction(rows=[Row(2, 1, "config", "", b"", b"")], configs=[(2, 1, CONFIG)])))
+    run_inline(store.commit(Transaction(rows=[Row(3, 9, "config", "", b"", b"")], configs=[(3, 1, CONFIG)])))
+    write(store, "UPDATE incident SET body = '{\"evidence\": [[1, null]]}' WHERE id = 'I-1'")
+    write(store, "INSERT INTO config VALUES (4, 7, 1, '{\"rules\": null}')")
+    with capture_logs() as logs:
+        truth = run_inline(store.truth())
+    assert (truth.config, [one.id for one in truth.incidents]) == (CONFIG, ["I-2"])
+    assert {"stored incident cannot be read, it is closed", "incidents could not be read"} <= {
+        log["event"] for log in logs
+    }
+    closed = run_inline(reader_of(store).incident("I-1"))
+    assert closed is not None
+    assert (closed.key, closed.state, closed.device) == ("a", IncidentState.CLOSED, HOST)
+    assert [step.kind for step in run_inline(reader_of(store).timeline("I-1"))] == ["unreadable"]
+    assert run_inline(store.truth()) == truth
+    # The key is free: the fault that goes on opens a new one.
+    run_inline(store.commit(entry(5, IncidentChanged(incident("I-5", "a")))))
 
 
 def test_the_newest_configuration_is_in_force(store: SqliteStore) -> None:

@@ -20,6 +20,7 @@ from tocsin_collector.core.model import (
     Notice,
     Refused,
     SeriesAdded,
+    SeriesMoved,
     Splice,
 )
 from tocsin_collector.store.base import Letter, Live, Mark, Outcome, Row, Statements
@@ -159,6 +160,10 @@ async def _series(connection: Statements, found: _Found) -> None:
     )
 
 
+async def _moves(connection: Statements, found: _Found) -> None:
+    await connection.executemany("UPDATE series SET agent = ? WHERE id = ?", [(e.agent, e.id) for _, e in found])
+
+
 async def _layouts(connection: Statements, found: _Found) -> None:
     await insert(
         connection,
@@ -245,6 +250,7 @@ async def _notices(connection: Statements, found: _Found, channels: Sequence[str
 
 _WRITERS = {
     SeriesAdded: _series,
+    SeriesMoved: _moves,
     LayoutAdded: _layouts,
     IncidentChanged: _incidents,
     Splice: _splices,

@@ -87,7 +87,8 @@ class Reader:
             found: list[rows.Latest] = []
             for agent in sorted(set(own.values())):
                 for (body,) in await connection.execute_fetchall("SELECT body FROM live WHERE agent = ?", (agent,)):
-                    found += [rows.Latest(*one) for one in live_of(body) if one[0] in own]
+                    # A series that has moved stands in the old agent's row until that one is written again.
+                    found += [rows.Latest(*one) for one in live_of(body) if own.get(one[0]) == agent]
             return found
 
         return await self._read(work)

@@ -241,7 +241,7 @@ class SqliteStore:
         return await self._connection.whole(_bounds)
 
     async def truth(self) -> Truth:
-        return await self._connection.whole(read_truth)
+        return await self._connection.whole(lambda connection: _transact(connection, read_truth))
 
     async def high_waters(self) -> list[Mark]:
         async def work(connection: InlineConnection) -> list[Mark]:

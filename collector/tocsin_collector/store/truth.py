@@ -1,9 +1,23 @@
 """What is committed, read back: enough to start an engine without a snapshot.
 
-Not history: only what is still open. The invariant: reading the same database twice gives equal Truths.
+Not history: only what is still open. The invariants: reading the same database twice gives equal Truths; a row that cannot be
+read stops nobody.
 """
 
-from tocsin_collector.core.model import ComponentState, Config, Incident, LayoutAdded, SeriesAdded, Splice, Truth
+import msgspec
+import structlog
+
+from tocsin_collector.core.model import (
+    ComponentState,
+    Config,
+    Incident,
+    IncidentState,
+    LayoutAdded,
+    SeriesAdded,
+    Severity,
+    Splice,
+    Truth,
+)
 from tocsin_collector.store.base import Statements
 from tocsin_collector.store.bodies import (
     SERIES_COLUMNS,
@@ -11,9 +25,14 @@ from tocsin_collector.store.bodies import (
     incident_of,
     live_of,
     series_of,
+    text,
     unpack_ids,
     unsigned,
 )
+
+log = structlog.get_logger(__name__)
+
+UNREADABLE = "unreadable"  # kind of the timeline line of an incident that was closed because of that
 
 
 async def read_truth(connection: Statements) -> Truth:
@@ -34,8 +53,19 @@ async def read_truth(connection: Statements) -> Truth:
 
 
 async def _config(connection: Statements) -> Config | None:
-    rows = await connection.execute_fetchall('SELECT body FROM config ORDER BY "offset" DESC LIMIT 1')
-    return next((config_of(body) for (body,) in rows), None)
+    """The newest that can be read."""
+    before = 1 << 62
+    while rows := list(
+        await connection.execute_fetchall(
+            'SELECT "offset", body FROM config WHERE "offset" < ? ORDER BY "offset" DESC LIMIT 1', (before,)
+        )
+    ):
+        ((before, body),) = rows
+        try:
+            return config_of(body)
+        except msgspec.MsgspecError as exc:
+            log.error("stored configuration cannot be read, taking the one before it", offset=before, problem=str(exc))
+    return None
 
 
 async def _series(connection: Statements) -> tuple[SeriesAdded, ...]:
@@ -50,9 +80,46 @@ async def _layouts(connection: Statements) -> tuple[LayoutAdded, ...]:
 
 async def _incidents(connection: Statements) -> tuple[Incident, ...]:
     rows = await connection.execute_fetchall(
-        "SELECT body FROM incident WHERE state <> 'closed' ORDER BY detected_ms, id"
+        "SELECT id, body FROM incident WHERE state <> 'closed' ORDER BY detected_ms, id"
     )
-    return tuple(incident_of(body) for (body,) in rows)
+    found: list[Incident] = []
+    unreadable: list[str] = []
+    for id, body in rows:
+        try:
+            found.append(incident_of(body))
+        except msgspec.MsgspecError as exc:
+            unreadable.append(id)
+            log.error("stored incident cannot be read, it is closed", incident=id, problem=str(exc))
+    if unreadable:
+        log.error("incidents could not be read", count=len(unreadable))
+        await _close(connection, unreadable)
+    return tuple(found)
+
+
+async def _close(connection: Statements, ids: list[str]) -> None:
+    """Rows of incidents whose body cannot be read are closed, with what their columns say for a body."""
+    ((now_ms,),) = await connection.execute_fetchall("SELECT coalesce(max(received_ms), 0) FROM journal")
+    for id in ids:
+        (
+            (key, rule, device, site, severity, opened_ms, detected_ms, last_ms, resolved_ms),
+        ) = await connection.execute_fetchall(
+            'SELECT "key", rule, device, site, severity, opened_ms, detected_ms, last_ms, resolved_ms'
+            " FROM incident WHERE id = ?",
+            (id,),
+        )
+        state, resolved_ms, closed_ms = IncidentState.CLOSED, resolved_ms or now_ms, now_ms
+        closed = Incident(
+            id, key, rule, device, Severity(severity), state, opened_ms, detected_ms, last_ms,
+            site=site, resolved_ms=resolved_ms, closed_ms=closed_ms,
+        )  # fmt: skip
+        await connection.execute_fetchall(
+            "UPDATE incident SET state = ?, resolved_ms = ?, closed_ms = ?, body = ? WHERE id = ?",
+            (state.value, resolved_ms, closed_ms, text(closed), id),
+        )
+        await connection.execute_fetchall(
+            'INSERT INTO timeline (incident, "offset", at_ms, kind, facts) VALUES (?, ?, ?, ?, ?)',
+            (id, -1, now_ms, UNREADABLE, "{}"),
+        )
 
 
 async def _tails(connection: Statements) -> tuple[Splice, ...]:
