@@ -135,7 +135,8 @@ def test_neither_secret_nor_address_is_ever_logged(
     [
         (200, Verdict.OK), (202, Verdict.OK), (204, Verdict.OK),
         (301, Verdict.PERMANENT), (307, Verdict.PERMANENT),
-        (400, Verdict.PERMANENT), (402, Verdict.PERMANENT), (401, Verdict.RETRY), (403, Verdict.RETRY), (404, Verdict.PERMANENT), (422, Verdict.PERMANENT),
+        (400, Verdict.PERMANENT), (402, Verdict.PERMANENT), (401, Verdict.RETRY), (403, Verdict.RETRY),
+        (404, Verdict.PERMANENT), (422, Verdict.PERMANENT),
         (408, Verdict.RETRY), (425, Verdict.RETRY), (429, Verdict.RETRY), (500, Verdict.RETRY), (503, Verdict.RETRY),
     ],
 )  # fmt: skip
