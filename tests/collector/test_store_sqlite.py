@@ -197,11 +197,12 @@ def test_two_open_incidents_of_one_key_are_refused_by_the_database_and_nothing_o
 
 def test_the_same_notice_is_never_written_twice(path: Path) -> None:
     store = open_store(path, channels=("desk",))
-    notice = Notice("I-1", 0, "opened", START_MS, incident("I-1"))
-    commit(store, entry(1, notice))
+    commit(store, entry(1, Notice("I-1", 0, "opened", START_MS, incident("I-1"))))
+    commit(store, entry(2, Notice("I-1", 0, "opened", START_MS, incident("I-1"))))  # who knows is not told again
+    commit(store, entry(3, Notice("I-1", 1, "updated", START_MS, incident("I-1"))))
     with pytest.raises(sqlite3.IntegrityError):
-        commit(store, entry(2, notice))
-    assert rows_of(path, "SELECT idempotency_key, state FROM outbox") == [("I-1:0:desk", "due")]
+        commit(store, entry(4, Notice("I-1", 1, "updated", START_MS, incident("I-1"))))
+    assert rows_of(path, "SELECT ordinal, kind FROM outbox ORDER BY id") == [(0, "opened"), (1, "updated")]
     run_inline(store.close())
 
 

@@ -13,6 +13,7 @@ from tocsin_collector.ingest.tokens import audit
 from tocsin_collector.store.base import Statements
 
 DELIVERED, FAILED = "delivered", "delivery_failed"  # kinds of timeline lines
+NOT_CONFIGURED = "the channel is not configured (any more)"
 BY_DELIVERY = -1  # journal offset of timeline lines that no entry led to
 
 # With each row the oldest one of its lane that is in front of it and not settled: due, or a dead opening or closing.
@@ -70,6 +71,32 @@ async def other_channels(connection: Statements, known: Sequence[str]) -> dict[s
     return {channel: count for channel, count in found if channel not in known}
 
 
+async def abandon_others(
+    connection: Statements, known: Sequence[str], *, before_ms: int, now_ms: int, limit: int
+) -> int:
+    """Give up notices, at most `limit`, that wait since before `before_ms` for channels which are not configured."""
+    marks = ", ".join("?" * len(known))
+    found = list(
+        await connection.execute_fetchall(
+            "SELECT id, channel, incident, kind, attempts FROM outbox WHERE state = 'due' AND created_ms < ?"  # noqa: S608
+            f" AND channel NOT IN ({marks}) ORDER BY id LIMIT ?",
+            (before_ms, *known, limit),
+        )
+    )
+    await connection.executemany(
+        'INSERT INTO timeline (incident, "offset", at_ms, kind, facts) VALUES (?, ?, ?, ?, ?)',
+        [
+            (incident, BY_DELIVERY, now_ms, FAILED, _said(channel, kind, attempts, NOT_CONFIGURED))
+            for _, channel, incident, kind, attempts in found
+        ],
+    )
+    await connection.executemany(
+        "UPDATE outbox SET state = 'dead', next_ms = ?, last_error = ? WHERE id = ?",
+        [(now_ms, NOT_CONFIGURED, id) for id, *_ in found],
+    )
+    return len(found)
+
+
 async def record(connection: Statements, channel: str, results: Sequence[tuple[DueRow, Result]], now_ms: int) -> None:
     """What attempts have led to; a second time it changes nothing. A dead row's next_ms keeps when it was given up."""
     await connection.executemany(
@@ -122,7 +149,11 @@ async def _is_overtaken(connection: Statements, channel: str, incident: str, id:
 
 
 def _facts(channel: str, row: DueRow, result: Result) -> str:
-    facts: dict[str, str | int] = {"channel": channel, "notice": row.kind, "attempts": result.attempts}
-    if result.error:
-        facts["problem"] = result.error
+    return _said(channel, row.kind, result.attempts, result.error)
+
+
+def _said(channel: str, kind: str, attempts: int, problem: str) -> str:
+    facts: dict[str, str | int] = {"channel": channel, "notice": kind, "attempts": attempts}
+    if problem:
+        facts["problem"] = problem
     return msgspec.json.encode(facts).decode()

@@ -17,12 +17,18 @@ from tocsin_collector.desk.base import ChannelError, Connector, Surroundings
 from tocsin_collector.desk.schedule import Pace
 from tocsin_collector.desk.worker import ChannelStatus, Pipeline, Reads, Worker
 from tocsin_collector.pipeline import PipelineStoppedError
+from tocsin_collector.store import told
 from tocsin_collector.store.read import open_readonly
 from tocsin_proto.settings import Problem, SettingsError
 
 log = structlog.get_logger(__name__)
 
 RESTART_S = 5.0
+OTHERS_EVERY_S = 3600.0
+OTHERS_KEPT_MS = (
+    86_400_000  # a name that was mistyped, a file that was restored: then the notices find their channel again
+)
+OTHERS_ROWS_MAX = 500  # given up in one transaction
 
 
 async def open_reads(path: Path) -> Reads:
@@ -70,6 +76,8 @@ class Outbox:
             channel: Worker(channel, connector, pipeline, clock=clock, luck=luck, pace=pace or Pace())
             for channel, connector in connectors.items()
         }
+        self._started_ms = clock()
+        self._others: dict[str, int] = {}  # channels that are not configured -> how many notices wait for each
         pipeline.on_notice(self.wake)
 
     def wake(self) -> None:
@@ -81,8 +89,8 @@ class Outbox:
         """Until cancelled, or until the pipeline has stopped."""
         reads = await self._connect(self._path)
         try:
-            await self._tell_of_others(reads)
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._look_after(reads), name="channels that came and went")
                 for worker in self._workers.values():
                     tasks.create_task(self._keep(worker, reads), name=f"channel {worker.channel}")
         finally:
@@ -102,7 +110,12 @@ class Outbox:
         return revived
 
     def status(self) -> list[ChannelStatus]:
-        return [worker.status() for worker in self._workers.values()]
+        """The configured channels, and those that are not but for which notices wait."""
+        gone = [
+            ChannelStatus(channel, waiting, 0, 0, 0, 0, 0, 0, due.NOT_CONFIGURED)
+            for channel, waiting in sorted(self._others.items())
+        ]
+        return [worker.status() for worker in self._workers.values()] + gone
 
     async def _keep(self, worker: Worker, reads: Reads) -> None:
         """A channel that breaks off takes neither the others nor the collector with it."""
@@ -115,11 +128,53 @@ class Outbox:
                 log.error("deliveries broke off, starting again", channel=worker.channel, exc_info=error)
                 await asyncio.sleep(RESTART_S)
 
-    async def _tell_of_others(self, reads: Reads) -> None:
-        known = list(self._workers)
-        waiting = await reads.whole(lambda connection: due.other_channels(connection, known))
-        for channel, count in waiting.items():
-            log.warning("notices wait for a channel that is not configured", channel=channel, count=count)
+    async def _look_after(self, reads: Reads) -> None:
+        """Channels that are new hear of what is open, those that are gone are waited for no longer than a day."""
+        is_caught_up = False
+        while True:
+            try:
+                if not is_caught_up:
+                    await self._catch_up()
+                    is_caught_up = True
+                await self._count_others(reads)
+                await self._abandon_others(reads)
+            except Exception as error:
+                if _is_stopped(error):
+                    return
+                log.error("channels that came and went could not be looked after", exc_info=error)
+            await asyncio.sleep(OTHERS_EVERY_S if is_caught_up else RESTART_S)
+
+    async def _catch_up(self) -> None:
+        channels, total, count = list(self._workers), 0, told.CATCH_UP_ROWS_MAX
+        while channels and count == told.CATCH_UP_ROWS_MAX:
+            now_ms = self._clock()
+            count = await self._pipeline.administer(partial(told.catch_up, channels=channels, at_ms=now_ms))
+            total += count
+        if total:
+            log.info("channels are told what they have missed while they were not configured", notices=total)
+            self.wake()
+
+    async def _count_others(self, reads: Reads) -> None:
+        known, before = list(self._workers), self._others
+        self._others = await reads.whole(lambda connection: due.other_channels(connection, known))
+        for channel, count in self._others.items():
+            if channel not in before:
+                log.warning("notices wait for a channel that is not configured", channel=channel, count=count)
+
+    async def _abandon_others(self, reads: Reads) -> None:
+        # By our own time, too: a channel that was taken out just now may have old notices.
+        now_ms, known = self._clock(), list(self._workers)
+        while self._others and now_ms - self._started_ms >= OTHERS_KEPT_MS:
+            count = await self._pipeline.administer(
+                lambda connection: due.abandon_others(
+                    connection, known, before_ms=now_ms - OTHERS_KEPT_MS, now_ms=now_ms, limit=OTHERS_ROWS_MAX
+                )
+            )
+            if count:
+                log.error("notices given up, their channel is not configured", count=count)
+                await self._count_others(reads)
+            if count < OTHERS_ROWS_MAX:
+                break
 
 
 def _is_stopped(error: Exception) -> bool:

@@ -23,6 +23,7 @@ from tocsin_collector.core.model import (
     SeriesMoved,
     Splice,
 )
+from tocsin_collector.store import told
 from tocsin_collector.store.base import Letter, Live, Mark, Outcome, Row, Statements
 from tocsin_collector.store.bodies import pack_ids, signed, text
 from tocsin_collector.store.bounds import bound_gaps, bound_letters
@@ -228,22 +229,13 @@ async def _gaps(connection: Statements, found: _Found) -> None:
 
 
 async def _notices(connection: Statements, found: _Found, channels: Sequence[str]) -> None:
+    at_ms = {id(notice): outcome.received_ms for outcome, notice in found}
     await insert(
         connection,
         'INSERT INTO outbox (channel, "key", incident, ordinal, kind, idempotency_key, created_ms, body)',
         [
-            (
-                channel,
-                e.snapshot.key,
-                e.incident,
-                e.ordinal,
-                e.kind,
-                f"{e.incident}:{e.ordinal}:{channel}",
-                outcome.received_ms,
-                text(e),
-            )
-            for outcome, e in found
-            for channel in channels
+            (channel, *told.columns(notice, channel, at_ms[id(notice)]))
+            for notice, channel in await told.addressees(connection, [notice for _, notice in found], channels)
         ],
     )
 

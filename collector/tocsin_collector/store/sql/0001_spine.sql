@@ -119,6 +119,7 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_due ON outbox (channel, id) WHERE state = 'due';
 CREATE INDEX outbox_lane ON outbox (channel, "key", id) WHERE state <> 'sent';
 CREATE INDEX outbox_incident ON outbox (incident);
+CREATE INDEX outbox_told ON outbox (channel, incident, id, kind) WHERE kind <> 'updated';
 
 CREATE TABLE dead_letter (
     id          INTEGER PRIMARY KEY,
