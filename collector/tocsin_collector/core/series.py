@@ -6,6 +6,7 @@ times cheaper than indexing an array.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
@@ -117,12 +118,14 @@ class Catalogue:
 class Span:
     """The series of a layout that have consecutive ids, gauges first, and their columns as views.
 
-    Made once, where slicing would cost every section anew. quiet, test, numbers: room for the filter, (n,).
+    Made once, where slicing would cost every section anew. quiet, test, numbers, delta: room for the filter, (n,).
+    newest_ms, evenly: what the whole of last_ms holds, as a time and as bytes, when nobody has written to it since.
     """
 
     __slots__ = (
-        "base", "counted", "counter_last_ms", "counter_raw", "flags", "gauges_n", "high", "last_ms", "low", "measured",
-        "numbers", "quiet", "rates", "rose", "start", "stop", "test", "value",
+        "base", "counted", "counter_last_ms", "counter_raw", "delta", "elapsed", "evenly", "flags", "gauges_n", "high",
+        "last_ms", "low", "measured", "newest_ms", "numbers", "quiet", "rates", "rose", "start", "stop", "test", "unflagged",
+        "value",
     )  # fmt: skip
 
     def __init__(self, start: int, stop: int, gauges_n: int) -> None:
@@ -134,6 +137,10 @@ class Span:
         self.counted = self.quiet[gauges_n:]
         self.numbers: Floats = np.empty(stop - start)
         self.measured, self.rates = self.numbers[:gauges_n], self.numbers[gauges_n:]
+        self.delta: Counts = np.empty(stop - start - gauges_n, np.uint64)
+        self.elapsed: NDArray[np.float64] = np.empty(())
+        self.unflagged = bytes(stop - start)
+        self.newest_ms, self.evenly = 0, b""
 
     def look(self, catalogue: Catalogue) -> None:
         """Make the views again when the columns have grown."""
@@ -145,6 +152,19 @@ class Span:
         self.low, self.high, self.flags = catalogue.low[part], catalogue.high[part], catalogue.flags[part]
         self.counter_last_ms = self.last_ms[self.gauges_n :]
         self.counter_raw = catalogue.raw[self.start + self.gauges_n : self.stop]
+
+    def is_even(self) -> bool:
+        """Were all of them heard of last at newest_ms?"""
+        return self.last_ms.tobytes() == self.evenly
+
+    def commit(self, numbers: Floats, raw: Counts, at_ms: int) -> None:
+        """One sample of each, as if none mattered."""
+        self.last_ms.fill(at_ms)
+        self.value[:] = numbers
+        if len(raw):
+            self.counter_raw[:] = raw
+        self.newest_ms = at_ms
+        self.evenly = at_ms.to_bytes(8, sys.byteorder, signed=True) * (self.stop - self.start)
 
 
 class LayoutMap:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from tocsin_collector.core.model import Level, Rule
 from tocsin_proto.records import SeriesKind
 
-
 HOLE_MS = 45_000  # a sample says what is for so long
 
 
