@@ -227,6 +227,7 @@ class Collector:
             channels=tuple(channel.id for channel in self._config.channel),
             may_start_afresh=self._config.store.start_afresh,
             quarantine_with=(self._paths.snapshots,),
+            incidents_keep_ms=int(self._config.store.incidents_keep),
         )
 
     def _limits(self) -> Limits:

@@ -56,6 +56,7 @@ class Store(Table, frozen=True):
 
     journal_keep: Duration = Duration("48h")
     journal_max: Size = Size("8GiB")
+    incidents_keep: Duration = Duration("400d")  # from their closing on
     start_afresh: bool = False  # when the database is damaged: set it aside and begin an empty one
 
 
@@ -189,6 +190,7 @@ def check(loaded: Loaded[CollectorConfig]) -> None:
         ("ingest.agents_max", config.ingest.agents_max, 1),
         ("web.session", int(config.web.session), 60_000),
         ("engine.silent_after", int(config.engine.silent_after), 5_000),
+        ("store.incidents_keep", int(config.store.incidents_keep), 86_400_000),
     ):
         if number < low:
             said = f"{number} ms, at least {low} ms" if key != "ingest.agents_max" else f"{number}, at least {low}"

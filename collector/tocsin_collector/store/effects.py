@@ -23,7 +23,7 @@ from tocsin_collector.core.model import (
     SeriesMoved,
     Splice,
 )
-from tocsin_collector.store import told
+from tocsin_collector.store import retention, told
 from tocsin_collector.store.base import Letter, Live, Mark, Outcome, Row, Statements
 from tocsin_collector.store.bodies import pack_ids, signed, text
 from tocsin_collector.store.bounds import bound_gaps, bound_letters
@@ -74,11 +74,14 @@ async def write_outcomes(connection: Statements, outcomes: Sequence[Outcome], ch
 
 
 async def write_configs(connection: Statements, configs: Iterable[tuple[int, int, Config]]) -> None:
+    """One that says what the newest says already is not stored again."""
     for offset, received_ms, config in configs:
         await connection.execute_fetchall(
-            'INSERT INTO config ("offset", version, received_ms, body) VALUES (?, ?, ?, ?)',
+            'INSERT INTO config ("offset", version, received_ms, body) SELECT ?1, ?2, ?3, ?4 WHERE ?4 IS NOT'
+            ' (SELECT body FROM config ORDER BY "offset" DESC LIMIT 1)',
             (offset, config.registry.version, received_ms, text(config)),
         )
+        await retention.forget_configs(connection)
 
 
 async def write_letters(connection: Statements, letters: Sequence[Letter]) -> None:

@@ -14,7 +14,7 @@ from typing import IO, TypeVar
 import structlog
 
 from tocsin_collector.core.model import Truth
-from tocsin_collector.store import effects
+from tocsin_collector.store import effects, retention
 from tocsin_collector.store.base import Answer, Bounds, CorruptDatabaseError, Mark, Row, Transaction
 from tocsin_collector.store.health import is_damage, is_disk_trouble, quarantine
 from tocsin_collector.store.inline import InlineConnection
@@ -37,6 +37,7 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024  # small and often: each costs a commit less 
 WAL_BYTES_MAX = 256 * 1024 * 1024
 WAL_HEADROOM_BYTES = 32 * 1024 * 1024  # what one transaction may add; commits pause before the bound, not behind it
 READER_MS_MAX = 2_500  # every lawful read transaction ends within 2 s
+FORGET_EVERY_MS = 60_000
 TRIM_ROWS_MAX = 1_024  # deleted along with one commit
 RETRY_S = 0.1
 RETRY_S_MAX = 5.0
@@ -52,6 +53,7 @@ class SqliteStore:
         *,
         channels: tuple[str, ...] = (),
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        incidents_keep_ms: int = retention.INCIDENTS_KEEP_MS,
         lock: IO[bytes] | None = None,
     ) -> None:
         self.path = path
@@ -61,6 +63,8 @@ class SqliteStore:
         self._connection = connection
         self._pause = pause
         self._lock = lock
+        self._incidents_keep_ms = incidents_keep_ms
+        self._forget_ms = self._forget_spools_ms = 0  # journal time of the newest look at what is over its time
         self._used_bytes = 0
         self._written_bytes = 0  # about, since the last checkpoint
         self._in_doubt: tuple[Answer, ...] | None = None  # a COMMIT failed: it may have happened all the same
@@ -75,6 +79,7 @@ class SqliteStore:
         may_start_afresh: bool = False,
         quarantine_with: tuple[Path, ...] = (),
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        incidents_keep_ms: int = retention.INCIDENTS_KEEP_MS,
     ) -> "SqliteStore":
         """Open or create the database, check it, bring it to the newest shape.
 
@@ -104,7 +109,7 @@ class SqliteStore:
         except BaseException:
             lock.close()
             raise
-        return cls(path, connection, channels=channels, pause=pause, lock=lock)
+        return cls(path, connection, channels=channels, pause=pause, incidents_keep_ms=incidents_keep_ms, lock=lock)
 
     async def close(self) -> None:
         """Fold the log into the file, so that it can be copied as one, and let go of it."""
@@ -184,6 +189,7 @@ class SqliteStore:
             if transaction.trim_upto:
                 rows_max = min(TRIM_ROWS_MAX, 2 * len(transaction.rows) + 16)
                 await _trim(connection, transaction.trim_upto, transaction.trim_before_ms, rows_max)
+            await self._forget(connection, transaction.at_ms)
             self._in_doubt = await _operate(connection, transaction)
             return self._in_doubt
 
@@ -196,6 +202,16 @@ class SqliteStore:
         self._in_doubt = None
         self._written_bytes += _size(transaction)
         return answers
+
+    async def _forget(self, connection: InlineConnection, at_ms: int) -> None:
+        """A slice of what is over its time: once in a while, and with each commit for as long as there is more."""
+        if abs(at_ms - self._forget_ms) < FORGET_EVERY_MS:
+            return
+        if await retention.forget_incidents(connection, at_ms - self._incidents_keep_ms) < retention.INCIDENTS_SLICE:
+            self._forget_ms = at_ms
+        if abs(at_ms - self._forget_spools_ms) >= retention.SPOOLS_EVERY_MS:
+            self._forget_spools_ms = at_ms
+            await retention.forget_spools(connection, at_ms - retention.SPOOLS_KEEP_MS)
 
     async def _shrink_wal(self) -> None:
         await self._checkpoint("RESTART", READER_MS_MAX)
