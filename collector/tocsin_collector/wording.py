@@ -244,10 +244,11 @@ def value_of(language: Language, incident: Incident, value: float) -> str:
     return measured(language, value, str(incident.facts.get("unit", "")) or unit_of(incident.metric), incident.metric)
 
 
-# The sentence of every Step.kind that core/ and the desk write; a test compares the two.
+# The sentence of every Step.kind that core/, the desk and the store write; a test compares the two.
 STEPS: dict[str, str] = {
     "delivered": N_("Told {channel}: {notice} (attempt {attempts})"),
     "delivery_failed": N_("Gave up telling {channel}: {notice} (attempt {attempts}): {problem}"),
+    "unreadable": N_("Closed: what was stored of it could not be read"),
     "above_raised": N_("{metric} was {value}, above {limit} (rule {rule})"),
     "above_cleared": N_("{metric} was {value}, no longer above {limit}"),
     "below_raised": N_("{metric} was {value}, below {limit} (rule {rule})"),
