@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 STEP_S_MAX = 0.020  # of stepping, before a batch is closed although more is queued
-SLICE_ITEMS = 16  # stepped before the loop may do something else
+SLICE_ITEMS = 64  # stepped before the loop may do something else: some milliseconds; fewer cost more turns of the loop
 USED_BYTES_EVERY = 256  # commits between two looks at the size of the journal
 
 
