@@ -2,9 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from tocsin_collector.app import Collector
+from tocsin_collector.config import CollectorConfig, paths
 from tocsin_collector.configuration import Sources
 from tocsin_collector.core.model import Config, Device, Registry, Settings, Site, SnmpAccess
 from tocsin_collector.ingest.roster import Agent
@@ -85,3 +89,21 @@ def test_the_names_that_files_hold_are_their_devices_and_whoever_watches_one() -
     assert sorted(held) == ["d-0", "probe-1", "server-1"]
     assert held["d-0"].snmp is not None
     assert held["probe-1"].snmp is None
+
+
+def test_a_reload_that_fails_in_whatever_way_ends_nothing_and_is_logged(tmp_path: Path) -> None:
+    """The reader of the files is at fault here, not the files."""
+
+    def broken() -> Sources:
+        raise ZeroDivisionError("a fault of ours")
+
+    async def main() -> None:
+        config, file = CollectorConfig(), tmp_path / "collector.toml"
+        collector = Collector(config, paths(config, file, {}, is_root=True), {})
+        shells = Shells()
+        collector._keeper = Keeper(None, broken, shells, shells)
+        with capture_logs() as logs:
+            await collector._reload()
+        assert [log["event"] for log in logs] == ["configuration not taken, the old one stays in force"]
+
+    asyncio.run(main())
