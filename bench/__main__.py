@@ -14,6 +14,7 @@ BENCHMARKS = {
     "agent": "bench.agent",
     "demo_start": "bench.demo_start",
     "core": "bench.core",
+    "floor": "bench.floor",
 }
 
 

@@ -74,7 +74,7 @@ def stretch(
         order = Order(
             collector.ports["ingest"], collector.pid, tuple(agents), samples, active, window, warm_s, measure_s
         )
-        outcome = _load(order)
+        outcome = load(order)
         after = collector.figures()
     finally:
         collector.stop()
@@ -96,7 +96,7 @@ def stretch(
     return figures
 
 
-def _load(order: Order) -> Outcome:
+def load(order: Order) -> Outcome:
     done = subprocess.run(
         [sys.executable, "-m", "bench.load"],
         input=msgspec.json.encode(order),

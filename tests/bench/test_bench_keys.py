@@ -16,6 +16,7 @@ PROMISED = {
     },
     "agent": {"rss_mib", "cpu_pct", "series"},
     "demo_start": {"first_sample_s"},
+    "floor": {"frames_per_s", "small_frames_per_s"},
     "core": {"quiet_200_msps", "quiet_5000_msps", "active_200_msps", "oracle_ratio"},
 }  # fmt: skip
 
