@@ -53,6 +53,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         "incidents": large["incidents"] + small["incidents"],
         "agents": len(agents),
         "active": ACTIVE,
+        "frames_per_commit": large["frames_per_commit"],
         "load_average": round(os.getloadavg()[0], 1),
     }
 
@@ -90,6 +91,9 @@ def stretch(
         "loader_cpu_us_per_frame": round(outcome.loader_cpu_s * 1e6 / outcome.frames, 1),
         "rss_mib": round(outcome.collector_rss_mib, 1),
         "incidents": _incidents(state),
+        "frames_per_commit": round(
+            problems["journaled"] / (after["tocsin_commits_total"] - before["tocsin_commits_total"]), 1
+        ),
         **problems,
     }
     talk(f"{samples} samples a frame: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
