@@ -65,8 +65,8 @@ class _ForgetsMarks(Batcher):
     def __init__(self, engine: Any, marks: Any = (), **position: int) -> None:
         super().__init__(engine, (), **position)
 
-    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> None:
-        return None
+    def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> bool:
+        return False
 
 
 class _GoesOn(Spool):
