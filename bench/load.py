@@ -23,11 +23,12 @@ from bench.frames import BOOT, FIRST_SEQ, MONO_FROM_MS, Source, Workload
 from bench.http2 import Http2Error, Stream, connect
 from bench.machine import cpu_s, rss_mib, talk
 from bench.plant import Credentials
-from tocsin_proto.codec import decode_collector, encode_agent
+from tocsin_proto.codec import BUNDLE_FRAMES_MAX, bundle, decode_collector, encode_agent
 from tocsin_proto.records import PROTOCOL_MAX, PROTOCOL_MIN, Ack, Assignment, Clock, Credit, Hello, Welcome
 
 METHOD = "/tocsin.v1.Ingest/Stream"
 DRAIN_S_MAX = 10.0
+BUNDLE_BYTES = 15_000  # within one frame of HTTP/2
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -106,13 +107,25 @@ class Agent:
             return
         window = self._order.window or sys.maxsize
         made_ms = now_ms()
+        together: list[bytes] = []  # what waits together goes together, as the agent's link does it
+        together_bytes = 0
         while len(flights) < window:
             frame = self._next = self._next or source.next(made_ms)
-            size = len(frame)
-            if size > stream.room_bytes or (flights and self._flight_bytes + size > self._credit_bytes):
+            size = len(frame) + 4
+            if together_bytes + size + 8 > stream.room_bytes or (
+                flights and self._flight_bytes + size > self._credit_bytes
+            ):
                 break
-            self._put(frame)
+            if together and (together_bytes + size > BUNDLE_BYTES or len(together) == BUNDLE_FRAMES_MAX):
+                self._send(together)
+                together, together_bytes = [], 0
+                continue
+            self._fly(frame)
+            together.append(frame)
+            together_bytes += size
             self._next = b""
+        if together:
+            self._send(together)
         stream.flush()
 
     @property
@@ -123,10 +136,12 @@ class Agent:
     def close(self) -> None:
         self._stream.close()
 
-    def _put(self, frame: bytes) -> None:
+    def _fly(self, frame: bytes) -> None:
         self._flights.append((self.source.seq, time.perf_counter(), len(frame)))
         self._flight_bytes += len(frame)
-        self._stream.put(frame)
+
+    def _send(self, frames: list[bytes]) -> None:
+        self._stream.put(frames[0] if len(frames) == 1 else bundle(frames))
 
     def _told(self, raw: bytes) -> None:
         message = decode_collector(raw)
@@ -135,7 +150,9 @@ class Agent:
             self.pump()
         elif isinstance(message, Welcome):
             self._credit_bytes = message.credit_bytes
-            self._put(self.source.first())
+            first = self.source.first()
+            self._fly(first)
+            self._send([first])
             self._stream.flush()
         elif isinstance(message, Credit):
             self._credit_bytes = message.bytes

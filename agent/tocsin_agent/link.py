@@ -21,7 +21,7 @@ from tocsin_agent.remains import entry_of, hole, joined
 from tocsin_agent.segments import Entry
 from tocsin_agent.spool import Spool
 from tocsin_agent.wishes import Counters, Deliver, Facts, Reconnect, Send, Stop, Wish
-from tocsin_proto.codec import WireError, decode_frame, encode_agent, wrap_frame
+from tocsin_proto.codec import BUNDLE_FRAMES_MAX, WireError, bundle, decode_frame, encode_agent, wrap_frame
 from tocsin_proto.records import (
     CREDIT_BYTES,
     PROTOCOL_MAX,
@@ -177,7 +177,7 @@ class Link:
             out.append(Send(self._sayings.popleft()))
         if session.pulsed_ms is None or now.mono_ms - session.pulsed_ms >= PULSE_EVERY_MS:
             out.append(self._pulse(session, now))
-        out += self._frames(session, bytes_max, now)
+        out += _bundled(self._frames(session, bytes_max, now))
         return out or self._ended(self._finished(session))
 
     def wake_in_ms(self, now: Clock) -> int:
@@ -312,8 +312,8 @@ class Link:
         pulse = Pulse(now, backlog_bytes=self.spool.backlog_bytes, last_seq=session.generation.last_seq)
         return Send(encode_agent(pulse))
 
-    def _frames(self, session: _Session, bytes_max: int, now: Clock) -> list[Wish]:
-        out: list[Wish] = []
+    def _frames(self, session: _Session, bytes_max: int, now: Clock) -> list[bytes]:
+        out: list[bytes] = []
         chunk = bytes_max
         while session.credit_bytes and chunk > 0:
             alone = self._is_suspect(session.generation, session.cursor)
@@ -339,14 +339,14 @@ class Link:
                 chunk -= len(raw)
         return out
 
-    def _sent(self, session: _Session, entry: Entry, raw: bytes) -> Send:
+    def _sent(self, session: _Session, entry: Entry, raw: bytes) -> bytes:
         session.flights.append(_Flight(entry.seq, len(raw)))
         session.flight_bytes += len(raw)
         session.cursor, session.behind, session.behind_ms = entry.seq + 1, entry.seq, entry.time_ms
         session.generation.sent = max(session.generation.sent, entry.seq)
         self.counters.frames_sent += 1
         self.counters.bytes_sent += len(raw)
-        return Send(wrap_frame(raw))
+        return wrap_frame(raw)
 
     def _bridged(self, session: _Session, entry: Entry) -> bytes | None:
         """The frame; after a hole, rewritten to follow what the collector holds, with the gap that tells why."""
@@ -407,3 +407,18 @@ class Link:
     def _is_suspect(self, generation: Generation, seq: int) -> bool:
         spool_id, last = self._suspect
         return spool_id == generation.spool_id and seq <= last
+
+
+def _bundled(messages: list[bytes]) -> list[Wish]:
+    """What waits together goes together: a stream costs per message. One frame alone goes as it is."""
+    out: list[Wish] = []
+    start = 0
+    while start < len(messages):
+        end, size = start, 0
+        while end < len(messages) and end - start < BUNDLE_FRAMES_MAX and size + len(messages[end]) <= CHUNK_BYTES:
+            size += len(messages[end]) + 4  # tag and length
+            end += 1
+        end = max(end, start + 1)
+        out.append(Send(messages[start] if end == start + 1 else bundle(messages[start:end])))
+        start = end
+    return out

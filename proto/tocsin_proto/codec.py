@@ -4,7 +4,7 @@ Not the rules of what a message may say (`validity`, checked here in both direct
 Invariant: decoding raises nothing but `WireError`, whatever the bytes; `decode(encode(record)) == record`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.internal import api_implementation
@@ -19,11 +19,13 @@ from tocsin_proto.v1 import tocsin_pb2 as pb
 
 __all__ = [
     "AGENT_BYTES_MAX",
+    "BUNDLE_FRAMES_MAX",
     "COLLECTOR_BYTES_MAX",
     "NAME_CHARS_MAX",
     "TEXT_CHARS_MAX",
     "Shape",
     "WireError",
+    "bundle",
     "check_section",
     "check_shape",
     "decode_agent",
@@ -39,12 +41,15 @@ __all__ = [
     "pack_u64",
     "require_fast_protobuf",
     "shape_of",
+    "unbundle",
     "wrap_frame",
 ]
 
 AGENT_BYTES_MAX: Final = r.FRAME_BYTES_MAX + 4  # the largest Frame behind its tag and length
 COLLECTOR_BYTES_MAX: Final = 4 * 1024 * 1024  # what a gRPC peer accepts by default; an Assignment is the only large one
+BUNDLE_FRAMES_MAX: Final = 256
 _FRAME_TAG: Final = bytes([pb.AgentMessage.FRAME_FIELD_NUMBER << 3 | 2])
+_BUNDLE_TAG: Final = bytes([pb.AgentMessage.BUNDLE_FIELD_NUMBER << 3 | 2])
 
 
 class Body(NamedTuple):
@@ -102,6 +107,29 @@ def wrap_frame(raw_frame: bytes) -> bytes:
     return b"%b%b%b" % (_FRAME_TAG, _varint(len(raw_frame)), raw_frame)
 
 
+def bundle(messages: Sequence[bytes]) -> bytes:
+    """One message that carries several encoded frames (as `wrap_frame` makes them), in their order."""
+    raw = pb.AgentMessage(bundle=pb.Bundle(frames=messages)).SerializeToString()
+    return _within(raw, AGENT_BYTES_MAX, "message")
+
+
+def unbundle(raw: bytes) -> list[bytes] | None:
+    """The encoded messages that a bundle carries; None when `raw` is a message of its own. WireError: neither."""
+    if raw[:1] != _BUNDLE_TAG:
+        return None
+    _within(raw, AGENT_BYTES_MAX, "message")
+    try:
+        frames = list(pb.AgentMessage.FromString(raw).bundle.frames)
+    except DecodeError as exc:
+        raise WireError("message.bundle", _parse_problem(raw)) from exc
+    if not 0 < len(frames) <= BUNDLE_FRAMES_MAX:
+        raise WireError("message.bundle", f"{len(frames)} frames, expected 1 to {BUNDLE_FRAMES_MAX}")
+    for number, frame in enumerate(frames):
+        if frame[:1] != _FRAME_TAG:
+            raise WireError(f"message.bundle[{number}]", "is no frame; a bundle carries nothing else")
+    return frames
+
+
 def require_fast_protobuf() -> None:
     """RuntimeError on the pure-Python backend: fifty times slower, and open to recursion (CVE-2025-4565)."""
     backend = api_implementation.Type()
@@ -131,6 +159,8 @@ def _decode(raw: bytes, message_type: Any, bodies: Mapping[str, Body]) -> Any:
     name = message.WhichOneof("body")
     if name is None:
         raise WireError("message.body", f"missing, expected one of {', '.join(bodies)}")
+    if name not in bodies:
+        raise WireError(f"message.{name}", "is no message of its own: it is taken apart before it is read")
     body = bodies[name]
     record = body.read(getattr(message, name))
     body.check(record, name)

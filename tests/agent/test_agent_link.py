@@ -19,7 +19,7 @@ from tocsin_agent.link import (
     Wish,
 )
 from tocsin_proto import records as r
-from tocsin_proto.codec import decode_agent
+from tocsin_proto.codec import decode_agent, unbundle
 
 UNLIMITED = 1 << 30
 
@@ -30,7 +30,8 @@ def rig(tmp_path: Path) -> Rig:
 
 
 def said(wishes: list[Wish]) -> list[r.AgentMessage]:
-    return [decode_agent(wish.raw) for wish in wishes if isinstance(wish, Send)]
+    sent = [wish.raw for wish in wishes if isinstance(wish, Send)]
+    return [decode_agent(one) for raw in sent for one in unbundle(raw) or [raw]]
 
 
 def frames(wishes: list[Wish]) -> list[r.Frame]:

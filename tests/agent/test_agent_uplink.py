@@ -16,7 +16,7 @@ from tests.support.tls import Authority, Pair
 from tocsin_agent.identity import Identity
 from tocsin_agent.uplink import END, METHOD, REFUSED_RETRY_S_MIN, Hooks, Uplink
 from tocsin_proto import records as r
-from tocsin_proto.codec import encode_collector
+from tocsin_proto.codec import encode_collector, unbundle
 
 URI = "spiffe://tocsin/agent/7"
 Behaviour = Callable[["Peer"], Awaitable[None]]
@@ -33,12 +33,22 @@ class Peer:
         self.number = number  # of the stream, from 1
         self.collector = rig.collector
         self.names = context.auth_context().get("x509_subject_alternative_name", [])
+        self._unbundled: list[bytes] = []
+
+    async def read(self) -> Any:
+        """The next message, out of its bundle if it came in one."""
+        if not self._unbundled:
+            raw = await self.context.read()
+            if raw is END:
+                return raw
+            self._unbundled = unbundle(raw) or [raw]
+        return self._unbundled.pop(0)
 
     async def serve(self, frames_max: int = 1 << 30, *, commit: bool = True) -> None:
         """As a good collector would, until so many frames have come."""
         seen = 0
         while seen < frames_max:
-            raw = await self.context.read()
+            raw = await self.read()
             if raw is END:
                 return
             before = len(self.collector.admitted)
@@ -396,7 +406,7 @@ def test_garbage_from_the_collector_ends_the_stream_not_the_agent(rig: Rig) -> N
 def test_a_frame_that_breaks_the_collector_is_set_aside_and_the_rest_arrives(rig: Rig) -> None:
     async def chokes_on_three(peer: Peer) -> None:
         while True:
-            raw = await peer.context.read()
+            raw = await peer.read()
             if raw is END:
                 return
             before = len(peer.collector.admitted)

@@ -23,7 +23,7 @@ from tocsin_collector.ingest.session import (
     Session,
 )
 from tocsin_proto import records
-from tocsin_proto.codec import decode_agent, encode_agent
+from tocsin_proto.codec import bundle, decode_agent, encode_agent
 from tocsin_proto.v1 import tocsin_pb2 as pb
 
 S, T = b"s" * 16, b"t" * 16
@@ -376,3 +376,22 @@ CLAIMS: dict[str, tuple[Callable[[], bytes], Claim | None]] = {
 def test_the_number_of_an_undecodable_frame_is_read_from_its_first_bytes(what: str) -> None:
     raw, claim = CLAIMS[what]
     assert claim_of(raw()) == claim
+
+
+def test_a_bundle_is_admitted_frame_by_frame_and_a_poisoned_one_takes_none_with_it() -> None:
+    play = Play()
+    play.get(hello(S))
+    frames = [encode_agent(frame(1)), poison(2, 1), encode_agent(frame(3)), encode_agent(frame(3))]
+    actions = play.get(bundle(frames))
+    assert [type(action) for action in actions] == [OfferFrame, DeadLetter, OfferFrame]
+    assert [action.raw for action in actions] == frames[:3]
+    assert play.session.counts.duplicates == 1
+    assert play.commit(3)[-1] == records.Ack(3)
+
+
+def test_a_bundle_of_anything_but_frames_ends_the_stream() -> None:
+    play = Play()
+    play.get(hello(S))
+    (end,) = play.get(bundle([encode_agent(hello(S))]))
+    assert isinstance(end, Close)
+    assert end.code == "INVALID_ARGUMENT"

@@ -510,3 +510,34 @@ def test_the_pure_python_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(api_implementation, "Type", lambda: "python")
     with pytest.raises(RuntimeError, match="pure-Python backend, which Tocsin refuses"):
         codec.require_fast_protobuf()
+
+
+def test_a_bundle_carries_frames_as_they_are_and_nothing_else() -> None:
+    clock = r.Clock(1_760_000_000_000, 5, 7)
+    messages = [codec.encode_agent(r.Frame(seq, seq - 1, clock)) for seq in (1, 2, 3)]
+    raw = codec.bundle(messages)
+    assert codec.unbundle(raw) == messages
+    assert codec.unbundle(messages[0]) is None
+    with pytest.raises(codec.WireError, match="taken apart"):
+        codec.decode_agent(raw)
+    pulse = codec.encode_agent(r.Pulse(clock))
+    for wrong in (codec.bundle([pulse]), codec.bundle([raw]), codec.bundle([b""]), codec.bundle([])):
+        with pytest.raises(codec.WireError):
+            codec.unbundle(wrong)
+    with pytest.raises(codec.WireError):
+        codec.unbundle(codec.bundle([messages[0]] * (codec.BUNDLE_FRAMES_MAX + 1)))
+
+
+@given(st.binary(max_size=200), st.integers(0, 60))
+def test_a_damaged_bundle_is_refused_or_holds_messages(noise: bytes, cut: int) -> None:
+    clock = r.Clock(1_760_000_000_000, 5, 7)
+    raw = codec.bundle([codec.encode_agent(r.Frame(1, 0, clock))])[: -cut or None] + noise
+    try:
+        parts = codec.unbundle(raw)
+    except codec.WireError:
+        return
+    for part in parts or []:
+        try:
+            codec.decode_agent(part)
+        except codec.WireError:
+            continue

@@ -14,7 +14,7 @@ from tocsin_agent.link import Link
 from tocsin_agent.spool import Spool
 from tocsin_agent.wishes import Facts, Reconnect, Send, Stop, Wish
 from tocsin_proto import records as r
-from tocsin_proto.codec import decode_agent, layout_id, pack_floats
+from tocsin_proto.codec import decode_agent, layout_id, pack_floats, unbundle
 
 START_MS = 1_760_000_000_000
 SERIES = (r.Series("", "test.value", "1", r.SeriesKind.GAUGE), r.Series("", "test.filler", "1", r.SeriesKind.GAUGE))
@@ -38,6 +38,9 @@ class Collector:
         return max((frame.seq for one, frame in frames if one == spool_id), default=0)
 
     def receive(self, raw: bytes) -> list[r.CollectorMessage]:
+        return [said for one in unbundle(raw) or [raw] for said in self._receive(one)]
+
+    def _receive(self, raw: bytes) -> list[r.CollectorMessage]:
         message = decode_agent(raw)
         match message:
             case r.Hello():

@@ -48,7 +48,7 @@ class IngestConfig(msgspec.Struct, frozen=True):
 
     listen: str = "0.0.0.0:7443"
     streams_max: int = 20_000
-    ack_interval_ms: int = 50  # how often a busy agent is acknowledged at most
+    ack_interval_ms: int = 10  # how often a busy agent is acknowledged at most
     limits: Limits = Limits()
 
 

@@ -16,7 +16,7 @@ import structlog
 from tocsin_collector.core.intake import Admission
 from tocsin_collector.ingest.poison import claim_of
 from tocsin_proto import records
-from tocsin_proto.codec import WireError, decode_agent
+from tocsin_proto.codec import WireError, decode_agent, unbundle
 
 log = structlog.get_logger()
 
@@ -150,6 +150,21 @@ class Session:
 
     def received(self, raw: bytes, now_ms: int) -> Sequence[Action]:
         """One message of the agent. `now_ms`: the collector's clock."""
+        if self.is_over:
+            return ()
+        try:
+            frames = unbundle(raw)
+        except WireError as exc:
+            self.counts.foreign += 1
+            return self.close("INVALID_ARGUMENT", str(exc))
+        if frames is None:
+            return self._received(raw, now_ms)
+        actions: list[Action] = []
+        for frame in frames:
+            actions.extend(self._received(frame, now_ms))
+        return actions
+
+    def _received(self, raw: bytes, now_ms: int) -> Sequence[Action]:
         if self.is_over:
             return ()
         try:

@@ -59,6 +59,7 @@ class AgentMessage(_message.Message):
     PULSE_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     PROBE_ANSWER_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """always the first"""
@@ -75,6 +76,8 @@ class AgentMessage(_message.Message):
     def assignment(self) -> Global___AssignmentReport: ...
     @_builtins.property
     def probe_answer(self) -> Global___ProbeAnswer: ...
+    @_builtins.property
+    def bundle(self) -> Global___Bundle: ...
     def __init__(
         self,
         *,
@@ -83,16 +86,41 @@ class AgentMessage(_message.Message):
         pulse: Global___Pulse | None = ...,
         assignment: Global___AssignmentReport | None = ...,
         probe_answer: Global___ProbeAnswer | None = ...,
+        bundle: Global___Bundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "frame", b"frame", "hello", b"hello", "probe_answer", b"probe_answer", "pulse", b"pulse"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "bundle", b"bundle", "frame", b"frame", "hello", b"hello", "probe_answer", b"probe_answer", "pulse", b"pulse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "frame", b"frame", "hello", b"hello", "probe_answer", b"probe_answer", "pulse", b"pulse"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "body", b"body", "bundle", b"bundle", "frame", b"frame", "hello", b"hello", "probe_answer", b"probe_answer", "pulse", b"pulse"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "frame", "pulse", "assignment", "probe_answer"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "frame", "pulse", "assignment", "probe_answer", "bundle"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
+
+@_typing.final
+class Bundle(_message.Message):
+    """Several frames in one message, as an agent with a backlog sends them: the cost of a stream is per message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """each an AgentMessage that holds a Frame, in sequence"""
+
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
 
 @_typing.final
 class Clock(_message.Message):
