@@ -179,7 +179,7 @@ class Agent:
             logs.configure(new.log.format, new.log.level)
             later = [key for key in RESTART_KEYS if getattr(new, key) != getattr(self.settings, key)]
             if later:
-                log.warning("these settings take effect at the next start", keys=later)
+                log.warning("these settings take effect at the next start", settings=later)
             self.settings = new
             log.info("settings reloaded", targets=len(self.sampler.targets))
         self.notifier.ready()

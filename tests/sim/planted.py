@@ -133,7 +133,7 @@ PLANTED = {
     "silence judged while the collector was down": Planted(
         "causeless", 10, lambda: _patched(Engine, "_tick", _tick_without_holes)
     ),
-    "welcome from what is admitted, not durable": Planted("L1", 10, lambda: _flaws(batcher=_PromisesAdmitted)),
+    "welcome from what is admitted, not durable": Planted("L1", 40, lambda: _flaws(batcher=_PromisesAdmitted)),
     "marks forgotten at a restart": Planted("L2", 10, lambda: _flaws(batcher=_ForgetsMarks)),
     "late messages move event time": Planted(
         "L3", 60, lambda: _patched(Agent, "_settled", lambda self, mono: mono), first=50

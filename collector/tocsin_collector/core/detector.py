@@ -19,7 +19,7 @@ from tocsin_collector.core.slots import CLEARING, IDLE, NEVER_MS, PENDING, RAISE
 from tocsin_proto.records import SeriesKind
 
 HOLE_MS = 45_000
-GONE_MS = 3_600_000
+GONE_MS = 300_000  # and never less than ten intervals
 
 WRAP_32 = 1 << 32
 WRAP_32_FROM = 1 << 31  # a 32-bit counter that falls from above here has wrapped; from below, it was reset
@@ -295,7 +295,7 @@ class Detector:
         c = self.catalogue
         active = ids[(c.flags[ids] & ACTIVE > 0) & (watermark_ms - c.last_ms[ids] > GONE_MS)]
         for sid in active.tolist():
-            end_ms = c.m_last_ms[sid] + max(GONE_MS, 3 * c.info[sid].interval_ms)
+            end_ms = c.m_last_ms[sid] + max(GONE_MS, 10 * c.info[sid].interval_ms)
             if end_ms <= watermark_ms:
                 self._gone(sid, end_ms)
 

@@ -40,6 +40,9 @@ from tocsin_collector.core.topology import Topology
 
 TICK_HOLE_MS = 5000  # ticks further apart than this: the collector was stopped in between
 STALE_EVERY_MS = 5000
+RETURN_MS = (
+    30_000  # after our own absence: with the silence allowed, longer than an agent's longest pause between attempts
+)
 SWEEP_EVERY_MS = 60_000  # of an agent's event time
 
 
@@ -193,7 +196,7 @@ class Engine:
         self.last_tick_ms = now_ms
         silent_after = self.config.settings.silent_after_ms
         for agent in self.known.values():
-            heard_ms = max(agent.last_frame_ms, self.resumed_ms)
+            heard_ms = max(agent.last_frame_ms, self.resumed_ms + RETURN_MS if self.resumed_ms else 0)
             if not agent.is_silent and now_ms - heard_ms > silent_after:
                 self._silence(agent, out)
         if now_ms - self.stale_checked_ms >= STALE_EVERY_MS:

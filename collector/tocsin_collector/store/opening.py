@@ -72,6 +72,9 @@ async def open_checked(path: Path, connect: Connector) -> Connection:
             raise DamagedError(problem)
         return migrate.migrate(connection.raw, path, migrate.migrations())
 
+    # Password hashes and the plant's weak points are in it: nobody else's to read, whoever made the folder.
+    path.touch(mode=0o600, exist_ok=True)
+    path.chmod(0o600)
     connection = await connect(path)
     try:
         migrated = await connection.whole(work)

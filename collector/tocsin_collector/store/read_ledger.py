@@ -69,9 +69,7 @@ async def sums(
         ledger.Row(0, row.start_ms, row.end_ms, row.state, row.cause)
         for row in await _rows(connection, component, from_ms, to_ms, revision, _ALL)
     ]
-    known_to_ms = to_ms
-    if revision is None and now_ms is not None and now_ms - newest_ms > STOPPED_AFTER_MS:
-        known_to_ms = min(to_ms, max(from_ms, newest_ms))
+    known_to_ms = max(from_ms, min(to_ms, await _known_to(connection, revision, newest_ms, now_ms, to_ms)))
     total = ledger.sums(rows, from_ms, known_to_ms)
     total[ComponentState.UNKNOWN] += to_ms - known_to_ms
     return Sums(
@@ -86,6 +84,20 @@ async def sums(
         total[ComponentState.MAINTENANCE],
         total[ComponentState.OUTSIDE],
     )
+
+
+async def _known_to(
+    connection: Statements, revision: int | None, newest_ms: int, now_ms: int | None, to_ms: int
+) -> int:
+    """Up to when the ledger can say anything: nobody knows the future, and a past revision knew nothing of what came after."""
+    if revision is not None:
+        rows = await connection.execute_fetchall(
+            'SELECT received_ms FROM journal WHERE "offset" >= ? ORDER BY "offset" LIMIT 1', (revision,)
+        )
+        return next((received_ms for (received_ms,) in rows), newest_ms)
+    if now_ms is None:
+        return to_ms
+    return newest_ms if now_ms - newest_ms > STOPPED_AFTER_MS else now_ms
 
 
 async def _rows(
