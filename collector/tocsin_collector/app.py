@@ -28,7 +28,8 @@ from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.ingest.enrolment import EnrolmentServer
 from tocsin_collector.ingest.server import IngestConfig, IngestServer
 from tocsin_collector.keeper import Keeper
-from tocsin_collector.pipeline import Limits, Pipeline
+from tocsin_collector.pipeline import Pipeline
+from tocsin_collector.pipeline_status import Limits
 from tocsin_collector.store.snapshots import Snapshots
 from tocsin_collector.store.sqlite import SqliteStore
 from tocsin_collector.verbs import Verbs

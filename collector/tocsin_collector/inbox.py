@@ -29,7 +29,7 @@ class Inbox:
         self.bytes += size_of(item)
 
     async def room(self) -> None:
-        """Return when there is room for another."""
+        """Return when there is room for another: at once, nearly always."""
         while self._is_crowded:
             self._room.clear()
             await self._room.wait()

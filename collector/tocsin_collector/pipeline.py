@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
-import msgspec
 import structlog
 
 from tocsin_collector.batch import (
@@ -30,6 +29,7 @@ from tocsin_collector.core.intake import Admission
 from tocsin_collector.core.model import Command, CommandAnswer, Config, PulseIn
 from tocsin_collector.faults import ENGINE_FAULT, STORE_FAULT, Faults
 from tocsin_collector.inbox import Inbox
+from tocsin_collector.pipeline_status import Limits, Status
 from tocsin_collector.recovery import Recovered, recover
 from tocsin_collector.store.base import Answer, Mark, Statements, Store, StoreError
 from tocsin_collector.store.snapshots import Snapshots
@@ -41,32 +41,6 @@ T = TypeVar("T")
 STEP_S_MAX = 0.020  # of stepping, before a batch is closed although more is queued
 SLICE_ITEMS = 64  # stepped before the loop may do something else: some milliseconds; fewer cost more turns of the loop
 USED_BYTES_EVERY = 256  # commits between two looks at the size of the journal
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """queue_*: callers wait beyond these. journal_*: entries older, or beyond so many bytes, are trimmed."""
-
-    queue_items_max: int = 8_192
-    queue_bytes_max: int = 32 * 1024 * 1024
-    journal_keep_ms: int = 48 * 3_600_000
-    journal_bytes_max: int = 8 * 1024**3
-
-
-class Status(msgspec.Struct, frozen=True):
-    """Figures of the pipeline for status and metrics; counts since the start."""
-
-    queue_items: int
-    queue_bytes: int
-    offset: int
-    entries: int
-    commits: int
-    commit_ms_last: float
-    commit_ms_max: float
-    trouble: str
-    replayed: int
-    replay_differences: int
-    engine_faults: int
-    snapshot_offset: int
 
 
 class Pipeline:
@@ -137,7 +111,8 @@ class Pipeline:
         return self.batcher.engine
 
     def admit(self, agent: str, spool_id: bytes, seq: int, follows: int) -> Admission:
-        """Judge a frame. After ACCEPT call `offer_frame` or `dead_letter` at once: both queue it before they wait."""
+        """Judge a frame. After ACCEPT it has to be queued before anything is waited for: what is admitted and never queued
+        would be taken for a repeat when it comes again."""
         return self.batcher.admit(agent, spool_id, seq, follows)
 
     def adopt(self, agent: str, spool_id: bytes, first_unacked: int) -> bool:
@@ -163,7 +138,24 @@ class Pipeline:
         self, agent: str, spool_id: bytes, message: bytes, frame: records.Frame, done: Callable[[int], None]
     ) -> None:
         """Queue an admitted frame; returns when there is room for the next. done(seq): it is durable."""
-        await self._offer(FrameItem(agent, spool_id, frame, message, done))
+        self.take_frame(agent, spool_id, message, frame, done)
+        await self.room()
+
+    def take_frame(
+        self, agent: str, spool_id: bytes, message: bytes, frame: records.Frame, done: Callable[[int], None]
+    ) -> None:
+        """Queue an admitted frame at once; the caller waits for `room` after all that it has admitted."""
+        self._take_in(FrameItem(agent, spool_id, frame, message, done))
+
+    def take_letter(
+        self, agent: str, spool_id: bytes, seq: int, code: str, detail: str, raw: bytes, done: Callable[[int], None]
+    ) -> None:
+        """The same for a frame that cannot be read."""
+        self._take_in(LetterItem(agent, spool_id, seq, code, detail, raw, done))
+
+    async def room(self) -> None:
+        """Return when there is room for another input."""
+        await self._inbox.room()
 
     async def offer_pulse(self, agent: str, pulse: records.Pulse) -> None:
         await self._offer(InputItem(PulseIn(agent, pulse)))
@@ -171,7 +163,8 @@ class Pipeline:
     async def dead_letter(
         self, agent: str, spool_id: bytes, seq: int, code: str, detail: str, raw: bytes, done: Callable[[int], None]
     ) -> None:
-        await self._offer(LetterItem(agent, spool_id, seq, code, detail, raw, done))
+        self.take_letter(agent, spool_id, seq, code, detail, raw, done)
+        await self.room()
 
     async def command(self, command: Command) -> CommandAnswer:
         """Returns when the command and what came of it are durable."""
@@ -208,11 +201,14 @@ class Pipeline:
         self._listeners.append(callback)
 
     async def _offer(self, item: Item) -> None:
+        self._take_in(item)
+        await self._inbox.room()
+
+    def _take_in(self, item: Item) -> None:
         if self._is_stopping:
             raise PipelineStoppedError("the collector is stopping")
         self._inbox.add(item)
         self._wake.set()
-        await self._inbox.room()
 
     # ---------------------------------------------------------------------------------------------------------- task
 

@@ -17,7 +17,8 @@ from tocsin_collector.core.engine import Engine
 from tocsin_collector.core.intake import Admission
 from tocsin_collector.core.model import Command, Config, Effect, Entry, FrameIn, IncidentState, Tick
 from tocsin_collector.faults import Faults
-from tocsin_collector.pipeline import InputRefusedError, Limits, Pipeline, PipelineStoppedError
+from tocsin_collector.pipeline import InputRefusedError, Pipeline, PipelineStoppedError
+from tocsin_collector.pipeline_status import Limits
 from tocsin_collector.store.base import Answer, CorruptDatabaseError, Statements, Transaction
 from tocsin_collector.store.read import Reader
 from tocsin_collector.store.snapshots import Snapshots

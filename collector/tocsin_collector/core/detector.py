@@ -306,7 +306,7 @@ class Detector:
 
     def step_back(self, now_ms: int) -> None:
         """The collector's clock was set back: no sample and no timer of the future stands in the way of the present."""
-        np.minimum(self.catalogue.last_ms, now_ms, self.catalogue.last_ms)
+        np.minimum(self.catalogue.last_ms, now_ms, out=self.catalogue.last_ms)
         for (sid, index), slot in list(self.slots.items()):
             slot.since = [min(since, now_ms) for since in slot.since]
             self._keep(sid, index, slot, self.set.rules[index])

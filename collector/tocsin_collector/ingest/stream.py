@@ -46,15 +46,14 @@ _ABORT_AFTER_S = 1.0  # an RPC that cannot be ended in order (its peer reads not
 
 
 class Pipeline(Gate, Protocol):
-    """What ingest needs of the one path. `offer_frame` and `dead_letter` queue before they wait."""
+    """What ingest needs of the one path. `take_*` queue at once; `room` is waited for after all of a message is queued."""
 
-    async def offer_frame(
-        self, agent: str, spool_id: bytes, message: bytes, frame: records.Frame, done: Done
-    ) -> None: ...
-    async def offer_pulse(self, agent: str, pulse: records.Pulse) -> None: ...
-    async def dead_letter(
+    def take_frame(self, agent: str, spool_id: bytes, message: bytes, frame: records.Frame, done: Done) -> None: ...
+    def take_letter(
         self, agent: str, spool_id: bytes, seq: int, code: str, detail: str, raw: bytes, done: Done
     ) -> None: ...
+    async def room(self) -> None: ...
+    async def offer_pulse(self, agent: str, pulse: records.Pulse) -> None: ...
     def on_lost_layouts(self, callback: Callable[[str], object]) -> None: ...
     async def administer(self, operation: Callable[[Statements], Awaitable[T]]) -> T: ...
 
@@ -143,7 +142,7 @@ class Stream:
     # ----------------------------------------------------------------------------------------------------- reading
 
     async def _read(self, context: Context, clock: Callable[[], int]) -> None:
-        session, agent, offer_frame = self.session, self.session.agent, self._pipeline.offer_frame
+        session, room = self.session, self._pipeline.room
         try:
             while not session.is_over:
                 raw = await context.read()
@@ -151,12 +150,11 @@ class Stream:
                     self.end("OK", "")
                     break
                 actions = session.received(raw, clock())
-                for action in actions:
-                    if type(action) is OfferFrame:  # nearly always: by the shortest way
-                        spool_id, frame, raw = action
-                        await offer_frame(agent, spool_id, raw, frame, self._when_done(spool_id))
-                    elif not await self._offer(action):
+                # All that was admitted is queued before anything is waited for, whatever ends this task in between.
+                for action in self._queued(actions):
+                    if not await self._offer(action):
                         break
+                await room()
                 if not actions and session.is_due:
                     self._wake.set()  # repeats are acknowledged at once: their commit has been
                 while not session.is_over and (not session.has_credit or len(self._outbox) > _OUTBOX_MAX):
@@ -172,24 +170,31 @@ class Stream:
             if not self._is_draining:
                 self.end("CANCELLED", "the stream has ended")
 
+    def _queued(self, actions: Sequence[Action]) -> Sequence[Action]:
+        """Queue what was admitted, frames and dead letters, in order; returns the actions that are left."""
+        agent, take_frame = self.session.agent, self._pipeline.take_frame
+        left: list[Action] = []
+        for action in actions:
+            if type(action) is OfferFrame:  # nearly always: by the shortest way
+                spool_id, frame, raw = action
+                take_frame(agent, spool_id, raw, frame, self._when_done(spool_id))
+            elif isinstance(action, DeadLetter):
+                log.warning(
+                    "message kept as a dead letter", agent=agent, seq=action.seq, code=action.code, why=action.detail
+                )
+                done = self._when_done(action.spool_id)
+                self._pipeline.take_letter(
+                    agent, action.spool_id, action.seq, action.code, action.detail, action.raw, done
+                )
+            else:
+                left.append(action)
+        return left
+
     async def _offer(self, action: Action) -> bool:
         """False: the stream was turned away, the rest is not to be done."""
         agent = self.session.agent
         if isinstance(action, OfferPulse):
             await self._pipeline.offer_pulse(agent, action.pulse)
-        elif isinstance(action, DeadLetter):
-            log.warning(
-                "message kept as a dead letter", agent=agent, seq=action.seq, code=action.code, why=action.detail
-            )
-            await self._pipeline.dead_letter(
-                agent,
-                action.spool_id,
-                action.seq,
-                action.code,
-                action.detail,
-                action.raw,
-                self._when_done(action.spool_id),
-            )
         elif isinstance(action, Greeted):
             refusal = self._seat.take(self, action.hello)
             if refusal is not None:
