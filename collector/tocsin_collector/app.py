@@ -30,6 +30,7 @@ from tocsin_collector.ingest.server import IngestConfig, IngestServer
 from tocsin_collector.keeper import Keeper
 from tocsin_collector.pipeline import Pipeline
 from tocsin_collector.pipeline_status import Limits
+from tocsin_collector.store.base import StoreError
 from tocsin_collector.store.snapshots import Snapshots
 from tocsin_collector.store.sqlite import SqliteStore
 from tocsin_collector.verbs import Verbs
@@ -223,6 +224,12 @@ class Collector:
 
     async def _open_store(self) -> SqliteStore:
         self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        authority = self._paths.state / "ca"
+        if authority.exists() and not self._paths.database.exists() and not self._config.store.start_afresh:
+            raise StoreError(
+                f"{self._paths.database}: is missing, although {authority} is there: a disk that is not mounted? "
+                "Bring it back, or begin an empty record with store.start_afresh = true in collector.toml"
+            )
         return await SqliteStore.open(
             self._paths.database,
             channels=tuple(channel.id for channel in self._config.channel),

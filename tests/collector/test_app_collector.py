@@ -280,6 +280,15 @@ def test_a_second_engine_on_the_same_state_is_refused_with_one_line(running: Run
     assert running.call("status")["pid"] == running.process.pid
 
 
+def test_a_database_that_is_missing_is_no_empty_one(tmp_path: Path) -> None:
+    state = laid(tmp_path / "c")
+    (state / "tocsin.db").unlink()
+    done = run("tocsin-collector", "run", "--state", state)
+    assert done.returncode == exits.EX_CONFIG
+    assert "tocsin.db: is missing" in done.stderr
+    assert not (state / "tocsin.db").exists()
+
+
 @pytest.mark.parametrize("table", ["ingest", "enrol"])
 def test_a_port_that_is_taken_ends_the_start_with_one_line(tmp_path: Path, table: str) -> None:
     state = laid(tmp_path / "c")

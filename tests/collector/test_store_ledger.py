@@ -156,3 +156,17 @@ def test_ledger_pages_join_without_hole_or_repetition() -> None:
                     break
             assert paged == whole[1:]
         run_inline(books.store.close())
+
+
+def test_nobody_knows_the_future_and_a_past_revision_not_what_came_after() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        books = Books(folder)
+        start, day_ms = 1_000_000, 86_400_000
+        run_inline(books.store.commit(entry(1, Splice(DOOR, start, ComponentState.UP), received_ms=start)))
+        run_inline(books.store.commit(entry(2, received_ms=start + 60_000)))
+        now_ms, tomorrow_ms = start + 65_000, start + day_ms
+        sums = run_inline(books.reader.sums(DOOR, start, tomorrow_ms, now_ms=now_ms))
+        assert (sums.up, sums.unknown) == (65_000, day_ms - 65_000)
+        then = run_inline(books.reader.sums(DOOR, start, tomorrow_ms, 2, now_ms=now_ms))
+        assert (then.up, then.unknown) == (60_000, day_ms - 60_000)
+        run_inline(books.store.close())

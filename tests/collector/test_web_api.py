@@ -82,6 +82,8 @@ def test_incidents_are_filtered_and_paged_newest_first(api: httpx2.Client) -> No
         ("/incidents?after=nonsense", 400, "invalid parameter"),
         ("/availability/sw-hall-3?from=5&to=4", 400, "invalid parameter"),
         ("/availability/nobody", 404, "not found"),
+        ("/availability/sw-hall-3?revision=9999999999999999999999", 400, "invalid parameter"),
+        ("/availability/sw-hall-3?revision=-4", 400, "invalid parameter"),
         ("/nothing", 404, "not-found"),
     ],
 )

@@ -1,20 +1,23 @@
 """Availability: the six sums of a component's ledger over a period."""
 
+from typing import Annotated
+
 import msgspec
 
 from tocsin_collector.web.api import records
 from tocsin_collector.web.api.call import Call, Operation
 from tocsin_collector.web.api.problem import Failure
 
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what the store can hold
 PERIOD_MS_MAX = 10 * 366 * 86_400_000
 
 
 class AvailabilityQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """from, to: Unix ms; default: the last 24 hours. revision: as the ledger was then; default: as it is now."""
 
-    from_: int | None = msgspec.field(default=None, name="from")
-    to: int | None = None
-    revision: int | None = None
+    from_: Natural | None = msgspec.field(default=None, name="from")
+    to: Natural | None = None
+    revision: Natural | None = None
 
 
 async def availability(call: Call) -> records.Availability:
