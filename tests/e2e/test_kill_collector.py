@@ -155,7 +155,7 @@ def replayed(database: sqlite3.Connection) -> dict[tuple[str, str], Counter[int]
 
 def incidents_are_single(database: sqlite3.Connection) -> None:
     rows = database.execute('SELECT "key", state, opened_ms, detected_ms FROM incident').fetchall()
-    assert len(rows) >= AGENTS, "the load has raised nothing"
+    assert rows, "the load has raised nothing"
     live = Counter(key for key, state, _, _ in rows if state in LIVE_STATES)
     assert not [key for key, count in live.items() if count > 1]
     born = Counter((key, opened_ms, detected_ms) for key, _, opened_ms, detected_ms in rows)
