@@ -23,7 +23,7 @@ from bench.plant import enrol, lay
 from tocsin_collector.ingest.authority import Authority
 from tocsin_collector.ingest.listener import Listener
 from tocsin_collector.ingest.server import IngestConfig
-from tocsin_proto.codec import encode_collector
+from tocsin_proto.codec import encode_collector, unbundle
 from tocsin_proto.records import CREDIT_BYTES, FRAME_BYTES_MAX, Ack, Welcome
 
 ACK_EVERY_S = IngestConfig().ack_interval_ms / 1000
@@ -71,8 +71,8 @@ async def _stream(_: Any, context: Any) -> None:
     await context.write(encode_collector(welcome))
     pace = asyncio.create_task(acknowledge())
     try:
-        while await context.read() is not aio.EOF:  # type: ignore[attr-defined]
-            seq += 1
+        while (raw := await context.read()) is not aio.EOF:  # type: ignore[attr-defined]
+            seq += len(unbundle(raw) or [raw])
     finally:
         pace.cancel()
 
