@@ -260,10 +260,14 @@ def test_a_local_mount_that_hangs_costs_no_other_its_figures(tmp_path, monkeypat
     monkeypatch.setattr(mount_worker, "measure", measure)  # the kernel's part: a call that does not return
 
     async def main():
+        others = threading.enumerate()
         meter = ThreadMeter()
         first = await meter.measure(paths, 1.0)
         again = await meter.measure(paths, 1.0)  # no second thread goes into the same trap
-        stuck = [thread for thread in threading.enumerate() if thread.name == "mounts"]
+        mine = [thread for thread in threading.enumerate() if thread.name == "mounts" and thread not in others]
+        for thread in mine:
+            thread.join(0.3)  # one that has answered may still be on its way out
+        stuck = [thread for thread in mine if thread.is_alive()]
         release.set()
         for thread in stuck:
             thread.join(5)
