@@ -11,7 +11,7 @@ from tocsin_collector.core import snapshot
 from tocsin_collector.core.agents import Agent, AgentView
 from tocsin_collector.core.book import Book
 from tocsin_collector.core.detector import Detector
-from tocsin_collector.core.findings import AGENT_SILENT, agent_silent, finding_of, key_of
+from tocsin_collector.core.findings import agent_silent, finding_of, key_of, silent_key
 from tocsin_collector.core.layouts import REACHABLE, Layouts
 from tocsin_collector.core.ledger import Tracker
 from tocsin_collector.core.model import (
@@ -256,7 +256,7 @@ class Engine:
         agent.last_frame_ms = now_ms
         if agent.is_silent:
             agent.is_silent = False
-            self.book.clear(f"{AGENT_SILENT.id}/{name}", now_ms, Step(now_ms, "agent_heard", {"device": name}))
+            self.book.clear(silent_key(name), now_ms, Step(now_ms, "agent_heard", {"device": name}))
         return agent
 
     def _is_catching_up(self, name: str) -> bool:

@@ -46,11 +46,15 @@ def finding_of(change: Change, rule: Rule, info: SeriesAdded, device: Device | N
     )
 
 
+def silent_key(agent: str) -> str:
+    return f"{AGENT_SILENT.id}/{agent}"
+
+
 def agent_silent(name: str, device: Device | None, heard_ms: int, now_ms: int) -> Finding:
     """An agent was not heard of for too long, by the collector's clock."""
     seconds = (now_ms - heard_ms) // 1000
     return Finding(
-        key=f"{AGENT_SILENT.id}/{name}",
+        key=silent_key(name),
         rule=AGENT_SILENT,
         device=name,
         site=device.site if device else "",

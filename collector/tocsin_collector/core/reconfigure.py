@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tocsin_collector.core.findings import AGENT_SILENT, key_of
+from tocsin_collector.core.findings import key_of, silent_key
 from tocsin_collector.core.ledger import Tracker
 from tocsin_collector.core.model import Config, Effect, Impact, Step
 from tocsin_collector.core.registry import may_speak_for
@@ -109,7 +109,7 @@ def _assign(engine: "Engine", config: Config, changed: set[str], has_new_rules: 
     allowed_before, engine.allowed = engine.allowed, may_speak_for(config.registry)
     for name in [name for name in engine.known if name in allowed_before and name not in engine.allowed]:
         engine.book.clear(
-            f"{AGENT_SILENT.id}/{name}", engine.book.now_ms, Step(engine.book.now_ms, "device_gone", {"device": name})
+            silent_key(name), engine.book.now_ms, Step(engine.book.now_ms, "device_gone", {"device": name})
         )
         del engine.known[name]
     if not (changed or has_new_rules):

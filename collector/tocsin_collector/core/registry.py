@@ -53,11 +53,6 @@ def check(registry: Registry) -> list[Problem]:
     return problems + _cycles(devices)
 
 
-def watched_by(registry: Registry, agent: str) -> tuple[Device, ...]:
-    """The devices that the registry gives to `agent`, without the host it runs on."""
-    return tuple(device for device in registry.devices if device.watched_by == agent and device.id != agent)
-
-
 def may_speak_for(registry: Registry) -> dict[str, frozenset[str]]:
     """agent -> the device ids it may report on: itself and what it watches (law 9)."""
     allowed: dict[str, set[str]] = {}

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from tocsin_collector.core.model import SeriesAdded
 from tocsin_collector.core.rules import NO_RULES, QUIET_MAX, Compiled
-from tocsin_proto.records import SeriesKind
 
 # Flags of a series. A series with any flag is never quiet.
 FRESH = 1  # no sample yet
@@ -110,9 +109,6 @@ class Catalogue:
         """Does the series still hold its name?"""
         info = self.info[sid]
         return self.ids.get((info.device, info.metric, info.labels)) == sid
-
-    def kind(self, sid: int) -> SeriesKind:
-        return SeriesKind(self.info[sid].kind)
 
 
 class Span:

@@ -4,8 +4,6 @@ One level: a child looks at its direct parents, and a parent that is itself expl
 explains itself link by link. Only the telling is withheld on these grounds; the ledger and the resolve never are (law 5).
 """
 
-from collections.abc import Iterable
-
 from tocsin_collector.core.model import Registry
 from tocsin_collector.core.registry import children
 
@@ -47,7 +45,3 @@ class Topology:
         if not parents or not all(parent in self.unreachable for parent in parents):
             return ""
         return next(iter(self.unreachable[parents[0]]))
-
-    def restore(self, keys: Iterable[tuple[str, str]]) -> None:
-        for device, key in keys:
-            self.raise_(device, key)
